@@ -1,0 +1,171 @@
+"""Files on disk: atomic writes, checksums, JSON, safetensors. A reader never sees half a file."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedloom.errors import DataError, FedloomError, StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+_REASONS = {
+    errno.ENOSPC: "no space left on the disk; free some and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EACCES: "permission denied; choose another folder",
+    errno.EPERM: "operation not permitted; choose another folder",
+    errno.EROFS: "the disk is read-only; choose another folder",
+    errno.EISDIR: "a folder of that name is in the way",
+    errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EEXIST: "a file stands where a folder is expected",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; it replaces ``path`` when the block ends well, and is deleted otherwise.
+
+    The temporary name keeps the suffix of ``path``, for libraries that look at it.
+
+    Raises:
+        StorageError: The disk is full, read-only or the place is not writable.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic(Path(folder) / "a.txt") as temporary:
+        ...         _ = temporary.write_text("whole")
+        ...     (Path(folder) / "a.txt").read_text()
+        'whole'
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise storage_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def storage_error(path: Path, error: OSError) -> FedloomError:
+    """Say in one line why ``path`` could not be written."""
+    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    return StorageError(f"cannot write {path}: {reason}", file=str(path), errno=error.errno)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path`` atomically."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write ``value`` as indented JSON to ``path`` atomically; NaN and infinity become null."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def canonical(value: object) -> str:
+    """Return JSON that is equal for equal values, whatever the order of their keys and whether lists were tuples."""
+    return json.dumps(_finite(value), sort_keys=True)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        DataError: The file is missing, is not JSON, or holds no object.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file", file=str(path)) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a JSON file ({error})", file=str(path)) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: a JSON object is expected, found {type(value).__name__}", file=str(path))
+    return value
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 checksum of a file, in hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def copy(source: str | Path, target: str | Path) -> None:
+    """Copy a file atomically."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def write_tensors(path: str | Path, arrays: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write named tensors and text metadata as a safetensors file, atomically."""
+    from safetensors.torch import save_file
+
+    with atomic(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()}, temporary, dict(metadata))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Returns:
+        The tensors by name, and the text metadata.
+
+    Raises:
+        DataError: The file is missing, truncated, or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file", file=str(path)) from error
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: truncated, or not a safetensors file ({error})", file=str(path)) from error
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value
