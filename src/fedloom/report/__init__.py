@@ -1,0 +1,47 @@
+"""The report: what a comparison found, as a page, as tables and as pictures.
+
+Example:
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from fedloom.metrics import Counts
+    >>> counts = Counts(np.array([[9, 1], [0, 10]]), 4.0, 20)
+    >>> comparison = Comparison("Two models", "toy", ("cat", "dog"), [Row("ana", "member", counts, 1.2)])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write(comparison, folder).name
+    'report.html'
+"""
+
+from fedloom.report.comparison import Comparison, Finding, Row
+from fedloom.report.html import render, to_csv, write
+from fedloom.report.pictures import (
+    accuracy_bars,
+    class_distribution,
+    confusion,
+    learning_curves,
+    rounds_curve,
+    save_png,
+    svg,
+)
+from fedloom.report.provenance import provenance
+from fedloom.report.tables import class_table, comparison_table
+from fedloom.report.words import result
+
+__all__ = [
+    "Comparison",
+    "Finding",
+    "Row",
+    "accuracy_bars",
+    "class_distribution",
+    "class_table",
+    "comparison_table",
+    "confusion",
+    "learning_curves",
+    "provenance",
+    "render",
+    "result",
+    "rounds_curve",
+    "save_png",
+    "svg",
+    "to_csv",
+    "write",
+]
