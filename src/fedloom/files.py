@@ -10,13 +10,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedloom.errors import DataError, FedloomError, StorageError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
@@ -111,6 +114,19 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def from_json(cls: type[T], value: Mapping[str, Any], path: Path) -> T:
+    """Build a dataclass from a JSON object; lists become tuples, unknown keys are passed over.
+
+    Raises:
+        DataError: A key is missing; ``path`` is named.
+    """
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    try:
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known})
+    except TypeError as error:
+        raise DataError(f"{path}: damaged ({error})", file=str(path)) from error
+
+
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 checksum of a file, in hex."""
     digest = hashlib.sha256()
@@ -128,10 +144,10 @@ def copy(source: str | Path, target: str | Path) -> None:
 
 def write_tensors(path: str | Path, arrays: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write named tensors and text metadata as a safetensors file, atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with atomic(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()}, temporary, dict(metadata))
+    # save_file would report a full disk as an error of its own kind.
+    write_bytes(path, save({k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()}, dict(metadata)))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -84,5 +84,7 @@ def test_an_unknown_public_name_is_an_attribute_error():
 
 
 def test_public_functions_stay_functions_after_their_packages_are_imported():
-    code = "import fedloom, fedloom.training.local, fedloom.offline.split\nassert callable(fedloom.split), fedloom.split\n"
+    code = (
+        "import fedloom, fedloom.training.local, fedloom.offline.split\nassert callable(fedloom.split), fedloom.split\n"
+    )
     loaded_by(code + "assert callable(fedloom.train) and callable(fedloom.merge)")

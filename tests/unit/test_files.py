@@ -12,12 +12,17 @@ from fedloom import files, rng
 from fedloom.errors import DataError, StorageError
 
 
+def write_half(path):
+    with files.atomic(path) as temporary:
+        temporary.write_text("half")
+        1 / 0  # noqa: B018
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     files.write_text(path, "old")
-    with pytest.raises(ZeroDivisionError), files.atomic(path) as temporary:
-        temporary.write_text("half")
-        1 / 0  # noqa: B018
+    with pytest.raises(ZeroDivisionError):
+        write_half(path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]  # noqa: PTH208
 
@@ -73,6 +78,10 @@ def test_chance_is_the_same_in_another_process():
 
 
 def test_paths_of_chance_do_not_collide():
-    seeds = {rng.derive(s, *p) for s in range(3) for p in [("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", "1"), (1,)]}
+    seeds = {
+        rng.derive(s, *p) for s in range(3) for p in [("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", "1"), (1,)]
+    }
     assert len(seeds) == 21
-    assert torch.equal(torch.rand(3, generator=rng.torch_stream(1, "x")), torch.rand(3, generator=rng.torch_stream(1, "x")))
+    assert torch.equal(
+        torch.rand(3, generator=rng.torch_stream(1, "x")), torch.rand(3, generator=rng.torch_stream(1, "x"))
+    )

@@ -52,14 +52,21 @@ def test_tied_parameters_count_once():
 
 def test_digest_tells_shapes_names_and_kinds_apart():
     base = Layout(("w", "b"), ((2, 3), (3,)), 2)
-    others = [Layout(("w", "c"), ((2, 3), (3,)), 2), Layout(("w", "b"), ((3, 2), (3,)), 2), Layout(("w", "b"), ((2, 3), (3,)), 1)]
+    others = [
+        Layout(("w", "c"), ((2, 3), (3,)), 2),
+        Layout(("w", "b"), ((3, 2), (3,)), 2),
+        Layout(("w", "b"), ((2, 3), (3,)), 1),
+    ]
     assert all(base.digest != o.digest and base.difference(o) for o in others)
     assert base.difference(Layout(("w", "b"), ((2, 3), (3,)), 2)) is None
 
 
 @pytest.mark.parametrize(
     ("arrays", "words"),
-    [({"w": torch.zeros(2, 3)}, "'b'.*missing"), ({"w": torch.zeros(3, 2), "b": torch.zeros(3)}, r"'w'.*\(3, 2\).*\(2, 3\)")],
+    [
+        ({"w": torch.zeros(2, 3)}, "'b'.*missing"),
+        ({"w": torch.zeros(3, 2), "b": torch.zeros(3)}, r"'w'.*\(3, 2\).*\(2, 3\)"),
+    ],
 )
 def test_pack_names_the_array(arrays, words):
     with pytest.raises(ArchitectureError, match=words):

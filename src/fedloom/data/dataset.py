@@ -199,40 +199,6 @@ class Dataset:
             f"the inputs are rescaled"
         )
 
-    def inputs(self, input_high: float | None = None, input_shape: Sequence[int] | None = None) -> NDArray[np.float32]:
-        """Return the inputs as a model takes them: float32, on its scale, in its shape.
-
-        The inputs become ``x * input_high / high`` where both scales are known. Shapes that only arrange the same
-        numbers differently are reshaped: (28, 28), (28, 28, 1), (1, 28, 28) and (784,).
-
-        Args:
-            input_high: The full scale that the model expects; None leaves the numbers as they are.
-            input_shape: The shape of one input that the model expects; None leaves the shape as it is.
-
-        Returns:
-            A float32 array of shape (N, *input_shape). A view of ``x`` when nothing has to change.
-
-        Raises:
-            DataError: The shapes do not fit; both are named.
-        """
-        x = self.x
-        if input_shape is not None and tuple(input_shape) != self.input_shape:
-            if not _same_numbers(self.input_shape, tuple(input_shape)):
-                raise DataError(
-                    f"{self.name}: inputs of shape {self.input_shape} do not fit a model "
-                    f"that takes {tuple(input_shape)}",
-                    file=self.name,
-                    expected=tuple(input_shape),
-                    found=self.input_shape,
-                )
-            x = x.reshape(len(x), *input_shape)
-        floats = x.astype(np.float32, copy=False)
-        if self.high is None or input_high is None or self.high == input_high:
-            return floats
-        if input_high == 1.0:  # the same bits as x / 255.0, which people write by hand
-            return floats / np.float32(self.high)
-        return floats * np.float32(input_high / self.high)
-
 
 def guess_high(x: Array) -> float | None:
     """Guess the full scale of plain numbers; the one place where this is guessed.
@@ -403,13 +369,6 @@ def _whole(labels: Array, name: str) -> NDArray[np.int64]:
                 row=int(bad[0]),
             )
     return labels.astype(np.int64)
-
-
-def _same_numbers(mine: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Tell whether the shapes differ in axes of length 1 only, or one of them is flat."""
-    if math.prod(mine) != math.prod(theirs):
-        return False
-    return len(mine) == 1 or len(theirs) == 1 or [n for n in mine if n != 1] == [n for n in theirs if n != 1]
 
 
 def _width_of_pictures(width: int) -> bool:

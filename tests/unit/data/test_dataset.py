@@ -105,46 +105,10 @@ def test_the_full_scale_is_guessed(x, high):
     assert guess_high(x) == high
 
 
-def test_inputs_are_rescaled_to_what_the_model_expects():
-    assert IMAGES.inputs().dtype == np.float32
-    np.testing.assert_array_equal(IMAGES.inputs(), DIGITS.images)
-    np.testing.assert_array_equal(IMAGES.inputs(1.0), (DIGITS.images / 16).astype(np.float32))
-    np.testing.assert_allclose(IMAGES.inputs(255.0), DIGITS.images * 255 / 16, rtol=1e-6)
-    features = Dataset.of(load_iris().data, load_iris().target)
-    np.testing.assert_array_equal(features.inputs(1.0), load_iris().data.astype(np.float32))
-
-
-def test_dividing_by_255_gives_the_bits_that_people_get_by_hand():
-    x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
-    np.testing.assert_array_equal(Dataset.of(x, [0]).inputs(1.0), x.astype("float32") / 255.0)
-
-
 def test_a_mismatch_of_scales_is_said():
     assert IMAGES.scale_note(16.0) is None
     assert IMAGES.scale_note(None) is None
     assert "0 to 16, the model expects 0 to 1" in IMAGES.scale_note(1.0)
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (1, 8, 8), (64,)])
-def test_shapes_that_hold_the_same_numbers_are_reshaped(shape):
-    inputs = IMAGES.inputs(input_shape=shape)
-    assert inputs.shape == (1797, *shape)
-    np.testing.assert_array_equal(inputs.reshape(1797, -1), DIGITS.data)
-    back = Dataset.of(inputs, IMAGES.y).inputs(input_shape=(8, 8))
-    np.testing.assert_array_equal(back, DIGITS.images)
-
-
-@pytest.mark.parametrize("shape", [(4, 16), (28, 28), (63,), (2, 4, 8)])
-def test_other_shapes_are_refused_with_both(shape):
-    with pytest.raises(DataError) as error:
-        IMAGES.inputs(input_shape=shape)
-    assert "(8, 8)" in str(error.value)
-    assert str(shape) in str(error.value)
-
-
-def test_channels_first_is_not_taken_for_channels_last():
-    with pytest.raises(DataError, match="do not fit"):
-        Dataset.of(np.zeros((2, 3, 8, 8)), [0, 1]).inputs(input_shape=(8, 8, 3))
 
 
 def test_take_keeps_what_belongs_together():

@@ -1,0 +1,1 @@
+"""Local training and evaluation: the one training step that every journey uses."""

@@ -1,0 +1,235 @@
+"""THE local training step.
+
+A client starts from a vector and takes SGD, Adam or AdamW steps on its own samples. The trainable parameters are
+bound to one flat tensor, and so are their gradients: the optimiser, the proximal pull and the drift are single
+operations on whole vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedloom import rng
+from fedloom.errors import DataError, TrainingError, UsageError, unknown
+from fedloom.models.model import Model
+from fedloom.records import ClientUpdate, Correction
+from fedloom.training.shard import Shard
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """What a client does between two merges.
+
+    Attributes:
+        epochs: Passes over its samples, >= 1.
+        batch_size: Samples per step; 0 means all of them in one step.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
+        lr: Learning rate, > 0.
+        momentum: Of SGD, in [0, 1).
+        weight_decay: L2 (SGD, Adam) or decoupled (AdamW, Loshchilov and Hutter 2019), >= 0.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast where the processor has it.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            UsageError: A value outside its range; the message names it.
+        """
+        if self.optimizer not in OPTIMIZERS:
+            raise unknown("optimizer", self.optimizer, OPTIMIZERS)
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        rules = [
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size >= 0, "at least 1, or 0 for all samples at once"),
+            ("lr", 0 < self.lr < math.inf, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+        ]
+        for name, fine, range_ in rules:
+            if not fine:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be {range_}")
+        if self.momentum and self.optimizer != "sgd":
+            raise UsageError(f"momentum belongs to sgd; {self.optimizer} has its own: leave it out")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the configuration as JSON-able data."""
+        return asdict(self)
+
+
+class Trainer:
+    """One client's training, epoch by epoch, so that it can be shown, stopped and resumed.
+
+    Every epoch draws its order and its dropout from ``(seed, "train", shard.name, epoch)``: resuming after epoch k
+    gives the same bits as going on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        start: torch.Tensor,
+        shard: Shard,
+        config: LocalConfig,
+        correction: Correction | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not len(shard):
+            raise DataError(f"{shard.name}: there is not one sample to train on", client=shard.name)
+        self.model, self.shard, self.config, self.seed = model, shard, config, seed
+        self.correction = correction or Correction()
+        model.load(start)
+        device = shard.x.device
+        self._flat = nn.Parameter(start[: model.layout.trainable].detach().to(device, copy=True))
+        self._flat.grad = torch.zeros_like(self._flat)
+        self._anchor = self._flat.detach().clone() if self.correction.pull else None
+        self._bind()
+        self._optimizer = _optimizer(self._flat, config)
+        self.steps = 0
+        self.epoch = 0
+
+    def run_epoch(self, on_batch: Callable[[int], None] | None = None) -> dict[str, float]:
+        """Train one epoch.
+
+        Args:
+            on_batch: Called with the number of samples of each batch, for progress bars.
+
+        Returns:
+            ``loss`` (mean cross-entropy in nats, without penalties) and ``accuracy`` (0-1) over the epoch.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        self.epoch += 1
+        n, size = len(self.shard), self.config.batch_size or len(self.shard)
+        order = torch.from_numpy(rng.stream(self.seed, "batches", self.shard.name, self.epoch).permutation(n))
+        order = order.to(self.shard.x.device)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=order.device)
+        hits = torch.zeros((), dtype=torch.int64, device=order.device)
+        self.model.module.train()
+        with torch.random.fork_rng(devices=[order.device] if order.device.type == "cuda" else []):
+            torch.manual_seed(rng.derive(self.seed, "dropout", self.shard.name, self.epoch))
+            for first in range(0, n, size):
+                index = order[first : first + size]
+                loss, right = self._step(index)
+                loss_sum += loss.double() * len(index)
+                hits += right
+                if on_batch is not None:
+                    on_batch(len(index))
+        mean = float(loss_sum) / n
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"{self.shard.name}: the loss became {mean} in epoch {self.epoch}: use a lower --lr (now {self.config.lr})",
+                client=self.shard.name,
+                epoch=self.epoch,
+            )
+        return {"loss": mean, "accuracy": int(hits) / n}
+
+    def vector(self) -> torch.Tensor:
+        """Return the present weights, float32 (P,)."""
+        return self.model.vector()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return everything that resuming needs, as named tensors."""
+        inner = self._optimizer.state_dict()["state"].get(0, {})
+        tensors = {f"optimizer.{k}": torch.as_tensor(v) for k, v in inner.items() if v is not None}
+        return {"vector": self.vector(), "progress": torch.tensor([self.epoch, self.steps]), **tensors}
+
+    def resume(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what ``state`` returned."""
+        self.model.load(state["vector"])
+        with torch.no_grad():
+            self._flat.copy_(state["vector"][: self.model.layout.trainable])
+        self._bind()
+        self.epoch, self.steps = (int(v) for v in state["progress"])
+        inner = {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
+        whole = self._optimizer.state_dict()
+        whole["state"] = {0: inner} if inner else {}
+        self._optimizer.load_state_dict(whole)
+
+    def _bind(self) -> None:
+        """Make the module's trainable parameters and their gradients views of the flat ones."""
+        grad = self._flat.grad
+        parameters = dict(self.model.module.named_parameters())
+        layout = self.model.layout
+        for (name, where, shape), _ in zip(layout.slices(), range(layout.n_trainable), strict=False):
+            parameters[name].data = self._flat.data[where].view(shape)
+            parameters[name].grad = None if grad is None else grad[where].view(shape)
+
+    def _step(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take one optimiser step; returns the batch's mean loss and its number of hits."""
+        x, y = self.shard.inputs(index), self.shard.y[index]
+        grad = self._flat.grad
+        assert grad is not None
+        grad.zero_()
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16) if half else nullcontext():
+            logits = self.model.logits(x)
+        logits = logits.float()
+        loss = functional.cross_entropy(logits, y)
+        penalty = getattr(self.model.module, "regularization", lambda: None)()
+        (loss if penalty is None else loss + penalty).backward()
+        with torch.no_grad():
+            if self._anchor is not None:
+                grad.add_(self._flat - self._anchor, alpha=self.correction.pull)
+            if self.correction.drift is not None:
+                grad.add_(self.correction.drift)
+        self._optimizer.step()
+        self.steps += 1
+        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+
+
+def _optimizer(flat: nn.Parameter, config: LocalConfig) -> torch.optim.Optimizer:
+    decay, fused = config.weight_decay, flat.device.type in {"cpu", "cuda"}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD([flat], lr=config.lr, momentum=config.momentum, weight_decay=decay, fused=fused)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    # Keras and PyTorch differ in epsilon (1e-7 and 1e-8); the effect is far below that of the seed.
+    return kind([flat], lr=config.lr, weight_decay=decay, fused=fused)
+
+
+def cohort(
+    model: Model,
+    start: torch.Tensor,
+    shards: Sequence[Shard],
+    config: LocalConfig,
+    correction: Correction | None = None,
+    seed: int = 0,
+) -> Iterator[ClientUpdate]:
+    """Train a cohort from one start, one client after another.
+
+    Args:
+        model: Lends its module; its weights are overwritten.
+        start: The common start, float32 (P,).
+        shards: One per client.
+        config: What each client does.
+        correction: What the algorithm adds to every gradient.
+        seed: Of batch orders and dropout.
+
+    Yields:
+        One update per client, in the order of ``shards``.
+    """
+    for shard in shards:
+        trainer = Trainer(model, start, shard, config, correction, seed)
+        for _ in range(config.epochs):
+            metrics = trainer.run_epoch()
+        yield ClientUpdate(shard.name, trainer.vector() - start, float(len(shard)), trainer.steps, metrics)

@@ -1,0 +1,172 @@
+"""The training step: against PyTorch's own loop, its limits, and stop-and-resume."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fedloom import rng
+from fedloom.data import load_data
+from fedloom.errors import DataError, TrainingError, UsageError
+from fedloom.models import io
+from fedloom.models.model import Model
+from fedloom.records import Correction
+from fedloom.training.evaluate import evaluate, predict
+from fedloom.training.local import LocalConfig, Trainer, cohort
+from fedloom.training.shard import Shard
+
+DATA = load_data("digits").take(np.arange(70))
+CONFIGS = [
+    LocalConfig(2, 16, "sgd", 0.1),
+    LocalConfig(2, 16, "sgd", 0.05, momentum=0.9, weight_decay=1e-3),
+    LocalConfig(2, 0, "sgd", 0.1),
+    LocalConfig(2, 16, "adam", 1e-3, weight_decay=1e-3),
+    LocalConfig(2, 16, "adamw", 1e-3, weight_decay=0.1),
+]
+
+
+def fresh(name: str = "2nn", seed: int = 0) -> Model:
+    return io.create(name, DATA, seed)
+
+
+def trained(config: LocalConfig, correction: Correction | None = None, name: str = "2nn") -> torch.Tensor:
+    model = fresh(name)
+    trainer = Trainer(model, model.vector(), Shard.of(DATA, model, "ana"), config, correction, seed=5)
+    for _ in range(config.epochs):
+        trainer.run_epoch()
+    return trainer.vector()
+
+
+def by_hand(config: LocalConfig, mu: float = 0.0) -> torch.Tensor:
+    """The loop that everybody writes, on the same batches, with FedProx's term in the loss."""
+    model = fresh()
+    start = [p.detach().clone() for p in model.module.parameters()]
+    shard, parameters = Shard.of(DATA, model, "ana"), list(model.module.parameters())
+    common = {"lr": config.lr, "weight_decay": config.weight_decay}
+    optimizer = {
+        "sgd": lambda: torch.optim.SGD(parameters, momentum=config.momentum, **common),
+        "adam": lambda: torch.optim.Adam(parameters, **common),
+        "adamw": lambda: torch.optim.AdamW(parameters, **common),
+    }[config.optimizer]()
+    size = config.batch_size or len(shard)
+    for epoch in (1, 2):
+        order = rng.stream(5, "batches", "ana", epoch).permutation(len(shard))
+        for first in range(0, len(shard), size):
+            index = torch.from_numpy(order[first : first + size])
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model.logits(shard.inputs(index)), shard.y[index])
+            distance = sum(((p - q) ** 2).sum() for p, q in zip(parameters, start, strict=True))
+            (loss + mu / 2 * distance).backward()
+            optimizer.step()
+    return model.vector()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.optimizer}-{c.batch_size}-{c.momentum}")
+def test_the_step_is_pytorchs_own(config):
+    torch.testing.assert_close(trained(config), by_hand(config), rtol=2e-4, atol=2e-6)
+
+
+def test_prox_is_the_gradient_of_the_squared_term():
+    mu, config = 0.7, LocalConfig(2, 16, "sgd", 0.1)
+    torch.testing.assert_close(trained(config, Correction(pull=mu)), by_hand(config, mu), rtol=2e-4, atol=2e-6)
+
+
+def test_no_pull_is_plain_training_and_a_strong_one_holds():
+    config = LocalConfig(2, 16, "sgd", 0.1)
+    start = fresh().vector()
+    plain, none = trained(config), trained(config, Correction(pull=0.0))
+    assert torch.equal(plain, none)
+    distances = [(trained(config, Correction(pull=mu)) - start).norm() for mu in (0.0, 0.5, 5.0)]
+    assert distances[0] > distances[1] > distances[2] > 0
+
+
+def test_drift_is_added_to_every_gradient():
+    config = LocalConfig(1, 0, "sgd", 0.1)
+    drift = torch.ones(fresh().layout.trainable)
+    torch.testing.assert_close(trained(config, Correction(drift=drift)), trained(config) - 0.1)
+
+
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[3]], ids=["momentum", "adam"])
+def test_resuming_after_an_epoch_gives_the_same_bits(config):
+    whole = trained(config, name="mlp")
+    model = fresh("mlp")
+    shard = Shard.of(DATA, model, "ana")
+    first = Trainer(model, model.vector(), shard, config, seed=5)
+    first.run_epoch()
+    state = {k: v.clone() for k, v in first.state().items()}
+    other = fresh("mlp", seed=9)
+    second = Trainer(other, other.vector(), shard, config, seed=5)
+    second.resume(state)
+    second.run_epoch()
+    assert torch.equal(second.vector(), whole)
+    assert second.steps == 2 * 5
+
+
+def test_a_cohort_gives_every_client_the_same_start():
+    model, config = fresh(), LocalConfig(1, 16, "sgd", 0.1)
+    start = model.vector()
+    shards = [Shard.of(DATA.take(np.arange(i, 70, 2)), model, f"c{i}") for i in range(2)]
+    together = list(cohort(model, start, shards, config, seed=1))
+    alone = [next(cohort(model, start, [shard], config, seed=1)) for shard in shards]
+    assert [u.client for u in together] == ["c0", "c1"]
+    assert all(torch.equal(a.delta, b.delta) for a, b in zip(together, alone, strict=True))
+    assert together[0].weight == 35
+    assert together[0].steps == 3
+
+
+def test_training_does_not_touch_the_global_generator():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    trained(LocalConfig(1, 16), name="mlp")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_digits_are_learnt():
+    train, test = load_data("digits"), load_data("digits", "test")
+    model = io.create("2nn", train)
+    trainer = Trainer(model, model.vector(), Shard.of(train, model), LocalConfig(5, 16, "adam", 1e-3))
+    history = [trainer.run_epoch() for _ in range(5)]
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+    assert evaluate(model, Shard.of(test, model)).accuracy > 0.9
+
+
+def test_evaluation_does_not_depend_on_the_batch_size():
+    model = fresh("mlp")
+    shard = Shard.of(DATA, model)
+    torch.testing.assert_close(predict(model, shard, 7), predict(model, shard, 70))
+
+
+def test_a_diverged_client_is_named():
+    model = fresh()
+    trainer = Trainer(model, model.vector(), Shard.of(DATA, model, "luis"), LocalConfig(1, 4, "sgd", 1e30))
+    with pytest.raises(TrainingError, match=r"luis: the loss became .* in epoch 1: use a lower --lr"):
+        trainer.run_epoch()
+
+
+def test_an_empty_shard_is_refused():
+    model = fresh()
+    shard = Shard("ana", torch.zeros(0, 8, 8), torch.zeros(0, dtype=torch.int64), 1.0)
+    with pytest.raises(DataError, match="ana: there is not one sample"):
+        Trainer(model, model.vector(), shard, LocalConfig())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"optimizer": "adm"}, "did you mean 'adam'"),
+        ({"precision": "float16"}, "unknown precision"),
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0"),
+        ({"optimizer": "adam", "momentum": 0.5}, "momentum belongs to sgd"),
+    ],
+)
+def test_every_bad_value_is_named(change, words):
+    with pytest.raises(UsageError, match=words):
+        LocalConfig(**change)
