@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _STYLES: Final = {"member": "default", "method": "blue", "ensemble": "magenta", "central": "yellow", "global": "green"}
 _BAR: Final = 8
 _WIDE_CLASSES: Final = 12
+# What 80 columns leave for the classes' figures beside the client's name and the sum.
+_CLASS_COLUMNS: Final = 61
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -71,14 +73,20 @@ def class_table(class_counts: Mapping[str, Sequence[int]], class_names: Sequence
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("client", overflow="fold")
+    table.add_column("client", overflow="fold", min_width=8)
     wide = len(class_names) > _WIDE_CLASSES
-    headings = ("classes", "smallest class", "largest class") if wide else [words.shorten(n, 10) for n in class_names]
-    for heading in (*headings, "samples"):
-        table.add_column(Text(heading), justify="right")
-    for client, counts in class_counts.items():
-        cells = _span(counts, class_names) if wide else [Text(f"{n:,}" if n else "·") for n in counts]
-        table.add_row(Text(client), *[Text(str(cell)) for cell in cells], Text(f"{sum(counts):,}", style="bold"))
+    room = max(4, min(10, _CLASS_COLUMNS // max(1, len(class_names)) - 2))
+    headings = ("classes", "smallest class", "largest class") if wide else [words.shorten(n, room) for n in class_names]
+    rows = {
+        client: [str(cell) for cell in (_span(counts, class_names) if wide else counts)]
+        for client, counts in class_counts.items()
+    }
+    for heading in headings:
+        table.add_column(Text(heading), justify="right", no_wrap=True)
+    table.add_column("samples", justify="right", no_wrap=True)
+    for client, cells in rows.items():
+        shown = [Text("·" if cell == "0" else cell) for cell in cells]
+        table.add_row(Text(client), *shown, Text(f"{sum(class_counts[client])}", style="bold"))
     return table
 
 
