@@ -76,7 +76,7 @@ def class_table(class_counts: Mapping[str, Sequence[int]], class_names: Sequence
     table.add_column("client", overflow="fold", min_width=8)
     wide = len(class_names) > _WIDE_CLASSES
     room = max(4, min(10, _CLASS_COLUMNS // max(1, len(class_names)) - 2))
-    headings = ("classes", "smallest class", "largest class") if wide else [words.shorten(n, room) for n in class_names]
+    headings = ("classes", "smallest class", "largest class") if wide else [n[:room] for n in class_names]
     rows = {
         client: [str(cell) for cell in (_span(counts, class_names) if wide else counts)]
         for client, counts in class_counts.items()
