@@ -3,7 +3,8 @@ r"""The weights inside a ``.keras`` archive: an HDF5 file whose groups are named
 Keras numbers the layers of each model by their class: ``layers/conv2d/vars/0`` is the first variable of the first
 Conv2D, ``layers/conv2d_1`` the second one, ``layers/sequential/layers/dense`` a layer of a nested model. Keras 2.14
 says ``_layer_checkpoint_dependencies`` for ``layers``, Keras 2.12 and 2.13 leave gaps in the numbers, and before 3.1 a
-Windows machine wrote one group named ``layers\conv2d`` (``saving_lib`` of Keras 2.12 to 3.15).
+Windows machine wrote one group named ``layers\conv2d``. A recurrent layer's variables are those of its cell,
+``layers/lstm/cell/vars`` (``saving_lib`` of Keras 2.12 to 3.15).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from fedloom.errors import ModelError
 from fedloom.models import keras_hdf5
-from fedloom.models.keras_dialect import Entry, check, leaves, variables
+from fedloom.models.keras_dialect import Entry, check, holders, leaves, variables
 
 _CONTAINERS = ("layers", "_layer_checkpoint_dependencies")
 
@@ -56,10 +57,17 @@ def _store(group: Any, layers: Sequence[Entry], weights: Mapping[str, Sequence[n
         if entry.children is not None:
             _store(container.create_group(name), entry.children, weights)
         elif weights.get(entry.path):
-            values = container.create_group(name).create_group("vars")
-            values.attrs["name"] = entry.path.rpartition("/")[2]
-            for index, array in enumerate(weights[entry.path]):
-                values.create_dataset(str(index), data=array)
+            _store_layer(container.create_group(name), entry, weights[entry.path])
+
+
+def _store_layer(group: Any, entry: Entry, arrays: Sequence[np.ndarray]) -> None:
+    group.create_group("vars").attrs["name"] = entry.path.rpartition("/")[2]
+    places = holders(entry)
+    share = len(arrays) // len(places)
+    for number, place in enumerate(places):
+        values = group.require_group(f"{place}/vars" if place else "vars")
+        for index, array in enumerate(arrays[number * share : (number + 1) * share]):
+            values.create_dataset(str(index), data=array)
 
 
 def snake_case(class_name: str) -> str:
@@ -112,8 +120,9 @@ def _by_rank(
         pattern = re.compile(rf"{re.escape(snake_case(kind))}(?:_(\d+))?")
         matches = [match for name in groups if (match := pattern.fullmatch(name))]
         matches.sort(key=lambda match: int(match[1] or 0))
-        full = [match[0] for match in matches if _datasets(file, (*groups[match[0]], "vars"))]
         wanted = [index for index, entry in enumerate(layers) if entry.kind == kind and variables(entry)]
+        like = layers[wanted[0]]
+        full = [match[0] for match in matches if _variables(file, groups[match[0]], like)]
         if len(full) == len(wanted):
             for index, name in zip(wanted, full, strict=True):
                 renamed[index] = name
@@ -121,14 +130,16 @@ def _by_rank(
 
 
 def _variables(file: Any, where: tuple[str, ...], entry: Entry) -> list[Any]:
-    """Return the layer's own variables; a seed generator's state is none of them."""
+    """Return the layer's variables, its cell's included; a seed generator's state is none of them."""
+    places = [tuple(place.split("/")) if place else () for place in holders(entry)]
+    known = {place[0] for place in places if place} | {"vars"}
     for name in _children(file, where):
-        if name != "vars" and "generator" not in name and _datasets(file, (*where, name, "vars")):
+        if name not in known and "generator" not in name and _datasets(file, (*where, name, "vars")):
             raise ModelError(
                 f"layer '{entry.path}' ({entry.kind}) keeps its weights in layers of its own, which cannot be read",
                 array=entry.path,
             )
-    return _datasets(file, (*where, "vars"))
+    return [dataset for place in places for dataset in _datasets(file, (*where, *place, "vars"))]
 
 
 def _datasets(file: Any, parts: tuple[str, ...]) -> list[Any]:

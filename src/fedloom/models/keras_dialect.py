@@ -88,6 +88,7 @@ def leaves(layers: Sequence[Entry]) -> Iterator[Entry]:
 
 _KERNEL = ("kernel", "bias?use_bias")
 _AFFINE = ("gamma?scale", "beta?center")
+_RECURRENT = ("LSTM", "GRU", "SimpleRNN")
 _VARIABLES: dict[str, tuple[str, ...]] = {
     "Dense": _KERNEL,
     **{f"Conv{n}D": _KERNEL for n in (1, 2, 3)},
@@ -99,6 +100,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "GroupNormalization": _AFFINE,
     "Embedding": ("embeddings",),
     "PReLU": ("alpha",),
+    **{kind: ("kernel", "recurrent_kernel", "bias?use_bias") for kind in _RECURRENT},
 }
 _STATISTICS = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
 
@@ -112,11 +114,36 @@ def variables(entry: Entry) -> tuple[str, ...] | None:
     """
     if entry.kind == "Normalization":
         return ("mean", "variance", "count") if entry.config.get("mean") is None else ()
+    if entry.kind == "Bidirectional" and (wrapped := _wrapped(entry)):
+        names = variables(wrapped) or ()
+        return tuple(f"{way}_{name}" for way in ("forward", "backward") for name in names)
     rows = _VARIABLES.get(entry.kind)
     if rows is None or entry.config.get("rms_scaling"):
         return None
     pairs = (row.partition("?") for row in rows)
     return tuple(name for name, _, switch in pairs if not switch or entry.config.get(switch, True))
+
+
+def holders(entry: Entry) -> tuple[str, ...]:
+    """Return where below a single layer its variables are kept: "" for itself, the cell of a recurrent layer.
+
+    Example:
+        >>> holders(Entry("lstm", "LSTM", {})), holders(Entry("fc", "Dense", {}))
+        (('cell',), ('',))
+    """
+    if entry.kind in _RECURRENT:
+        return ("cell",)
+    if entry.kind == "Bidirectional" and _wrapped(entry):
+        return ("forward_layer/cell", "backward_layer/cell")
+    return ("",)
+
+
+def _wrapped(entry: Entry) -> Entry | None:
+    """Return the recurrent layer inside a Bidirectional one; None where it is of another class."""
+    inner = entry.config.get("layer")
+    if not isinstance(inner, dict) or inner.get("class_name") not in _RECURRENT or not isinstance(inner["config"], dict):
+        return None
+    return Entry(entry.path, inner["class_name"], inner["config"])
 
 
 def trainable(name: str) -> bool:
@@ -160,7 +187,7 @@ def modern(config: Config) -> Config:
     What differs in Keras 2 (2.14 and 2.15 where not said otherwise): an input layer's ``batch_input_shape``, which
     other layers may carry as well; the modules ``keras.src.engine...``; ``axis`` of BatchNormalization in a list;
     ``groups`` and the kernel's initialiser of depthwise and separable convolutions; ``alpha`` of LeakyReLU;
-    dtype policies; inbound nodes as nested lists, with a nested model's calls counted from 1; a single output in a
+    dtype policies; ``time_major`` of recurrent layers; inbound nodes as nested lists, with a nested model's calls counted from 1; a single output in a
     list; no module at all in ``.h5``. How the model was compiled is left out, as the optimiser's state is: a
     compiled configuration without that state makes Keras warn. The layers of a functional graph are put into the
     order that Keras gives them, on which the names inside the weights file depend.
@@ -206,6 +233,9 @@ def _layer(data: Config, old: bool) -> Config:
     if str(data.get("module") or "tf_keras").startswith(("tf_keras", "keras.src.engine", "keras.engine")):
         result = {**result, "module": "keras.layers", "registered_name": result.get("registered_name")}
     result["config"] = _options(data["class_name"], dict(data["config"]))
+    for key in ("layer", "backward_layer") if data["class_name"] == "Bidirectional" else ():
+        if isinstance(result["config"].get(key), dict):
+            result["config"][key] = _layer(result["config"][key], old)
     return result
 
 
@@ -216,6 +246,7 @@ _DROPPED: dict[str, tuple[str, ...]] = {
     **{f"Conv{n}DTranspose": ("groups",) for n in (1, 2, 3)},
     "BatchNormalization": ("fused", "virtual_batch_size", "adjustment"),
     "Embedding": ("input_length", "sparse"),
+    **{kind: ("time_major", "implementation") for kind in _RECURRENT},
 }
 
 

@@ -29,7 +29,7 @@ from fedloom.errors import ModelError, unknown
 from fedloom.files import write_bytes
 from fedloom.models import keras_archive, keras_h5, keras_hdf5
 from fedloom.models.keras_backend import import_keras
-from fedloom.models.keras_dialect import Config, Entry, check_all, entries, leaves, modern
+from fedloom.models.keras_dialect import Config, Entry, check_all, entries, holders, leaves, modern
 
 DIALECT = "3.6.0"
 _SUFFIXES: dict[str, str] = {".keras": "keras", ".h5": "h5", ".hdf5": "h5"}
@@ -133,13 +133,17 @@ def _weights(keras: Any, model: Any, prefix: str) -> Iterator[tuple[str, list[np
         path = prefix + layer.name
         if isinstance(layer, keras.Model):
             yield from _weights(keras, layer, f"{path}/")
-        elif len(list(layer._flatten_layers())) > 1 and layer.weights:
+        elif len(list(layer._flatten_layers())) > 1 and layer.weights and not _is_recurrent(layer):
             kind = type(layer).__name__
             raise ModelError(f"layer '{path}' ({kind}) keeps its weights in layers of its own", array=path)
         elif layer.weights:
             with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # Keras under NumPy 2.4
                 arrays = [np.array(keras.ops.convert_to_numpy(weight.value)) for weight in layer.weights]
             yield path, arrays
+
+
+def _is_recurrent(layer: Any) -> bool:
+    return holders(Entry(layer.name, type(layer).__name__, layer.get_config())) != ("",)
 
 
 @contextmanager
