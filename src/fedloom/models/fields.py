@@ -108,6 +108,14 @@ def _dims(value: Any, _op: str) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _open_shape(value: Any, _op: str) -> tuple[int | None, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(n is None or isinstance(n, int) for n in value):
+        raise _Misfit("a list of whole numbers")
+    return tuple(value)
+
+
 def _values(value: Any, _op: str) -> Any:
     """A number, or nested lists of numbers; also as Keras 3 serialises a NumPy array or a tensor."""
     while isinstance(value, dict):
@@ -192,7 +200,7 @@ _SEPARABLE: Fields = {
     **{"filters": (_count, REQUIRED)},
     **{**_DEPTH, **_CONV, **_ARRAYS, **_weights("depthwise", "pointwise", "bias")},
 }
-_RATE: Fields = {"rate": (_number, 0.0), "noise_shape": (_only(None), None)}
+_RATE: Fields = {"rate": (_number, 0.0)}
 
 FIELDS: dict[str, Fields] = {
     "Dense": {"units": (_count, REQUIRED), **_ARRAYS, **_weights("kernel", "bias")},
@@ -250,11 +258,11 @@ FIELDS: dict[str, Fields] = {
     },
     **{op: {} for op in ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")},
     "Concatenate": {"axis": (_whole, -1)},
-    "Dropout": _RATE,
-    "SpatialDropout1D": {"rate": (_number, 0.0)},
-    "SpatialDropout2D": {"rate": (_number, 0.0), **_FORMAT},
-    "GaussianDropout": {"rate": (_number, 0.0)},
-    "AlphaDropout": _RATE,
+    "Dropout": {**_RATE, "noise_shape": (_open_shape, None)},
+    "SpatialDropout1D": _RATE,
+    "SpatialDropout2D": {**_RATE, **_FORMAT},
+    "GaussianDropout": _RATE,
+    "AlphaDropout": {**_RATE, "noise_shape": (_only(None), None)},
     "GaussianNoise": {"stddev": (_number, 0.0)},
     "ActivityRegularization": {},
     "Identity": {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -123,16 +124,17 @@ def first_difference(a: Graph, b: Graph) -> str | None:
         if x.op != y.op:
             return f"layer '{x.path}' has {_what(x)} where layer '{y.path}' has {_what(y)}"
         for key in sorted({*x.fields, *y.fields}):
-            if x.fields.get(key) != y.fields.get(key):
+            here, there = x.fields.get(key), y.fields.get(key)
+            if here != there:
                 return (
-                    f"layer '{x.path}' ({x.op}) has {key} {x.fields.get(key)} "
-                    f"where layer '{y.path}' has {y.fields.get(key)}"
+                    f"layer '{x.path}' ({x.op}) has {key} {reprlib.repr(here)} "
+                    f"where layer '{y.path}' has {reprlib.repr(there)}"
                 )
         if x.same_as != y.same_as:
             return f"layers '{x.path}' and '{y.path}' ({x.op}) do not share their weights with the same layers"
         if x.inputs != y.inputs:
-            here, there = (", ".join(f"'{g[i].path}'" for i in line.inputs) for line, g in ((x, mine), (y, theirs)))
-            return f"layer '{x.path}' ({x.op}) takes its input from {here} where layer '{y.path}' takes it from {there}"
+            sources = [", ".join(f"'{lines[i].path}'" for i in line.inputs) for line, lines in ((x, mine), (y, theirs))]
+            return f"layer '{x.path}' ({x.op}) takes its input from {sources[0]} where '{y.path}' has {sources[1]}"
     if len(mine) != len(theirs):
         longer = max(mine, theirs, key=len)[min(len(mine), len(theirs))]
         return f"layer '{longer.path}' ({longer.op}) has no counterpart"

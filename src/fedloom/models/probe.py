@@ -68,6 +68,28 @@ def arrangements(data_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(found))
 
 
+def resolve(data_shape: tuple[int, ...], input_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape in which a model that takes ``input_shape`` gets samples of ``data_shape``; None if they do not fit.
+
+    They fit when they hold the same numbers in a usual order: flat, with a channel of one, channels first or last. Open
+    dimensions of the model (-1) take the data's.
+
+    Example:
+        >>> resolve((28, 28), (28, 28, 1)), resolve((3, 8, 9), (8, 9, 3)), resolve((40,), (-1,)), resolve((8, 8), (4, 16))
+        ((28, 28, 1), (8, 9, 3), (40,), None)
+    """
+    if any(n < 1 for n in input_shape):
+        fits = len(data_shape) == len(input_shape)
+        fits = fits and all(n < 1 or m == n for m, n in zip(data_shape, input_shape, strict=True))
+        return data_shape if fits else None
+    if math.prod(data_shape) != math.prod(input_shape):
+        return None
+    flat = 1 in (len(data_shape), len(input_shape))
+    one_channel = [n for n in data_shape if n != 1] == [n for n in input_shape if n != 1]
+    turned = ((*data_shape[-1:], *data_shape[:-1]), (*data_shape[1:], *data_shape[:1])) if len(data_shape) == 3 else ()
+    return input_shape if flat or one_channel or input_shape in turned else None
+
+
 def arrange(x: torch.Tensor, input_shape: tuple[int, ...]) -> torch.Tensor:
     """Bring samples (B, *data_shape) into the shape (B, *input_shape); channels move, everything else is reshaped.
 

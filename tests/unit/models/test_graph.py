@@ -137,6 +137,18 @@ def test_keras_2_functional_with_a_shared_layer():
     }
 
 
+def test_keras_2_counts_the_construction_of_a_nested_model_as_its_first_call():
+    config = copy.deepcopy(KERAS2_FUNCTIONAL)
+    start = layer("InputLayer", "i", batch_input_shape=[None, 6])
+    inner = {"class_name": "Sequential", "config": {"name": "shared", "layers": [start, layer("Dense", "d", units=6)]}}
+    layers = config["config"]["layers"]
+    layers[1] = {**inner, "name": "shared", "inbound_nodes": [[["x", 0, 0, {}]], [["shared", 1, 0, {}]]]}
+    layers[2]["inbound_nodes"] = [[["shared", 1, 0, {}], ["shared", 2, 0, {}], ["x", 0, 0, {}]]]
+    graph = parse(config)
+    assert [n.name for n in graph.nodes][:3] == ["x", "shared/d", "shared/d:1"]
+    assert graph.nodes[3].inputs == ("shared/d", "shared/d:1", "x")
+
+
 def test_keras_2_shape_on_the_first_layer_and_layers_as_a_list():
     first = layer("Dense", "d", units=3, batch_input_shape=[None, 5])
     graph = parse({"class_name": "Sequential", "config": [first]})

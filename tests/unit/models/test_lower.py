@@ -84,7 +84,34 @@ def one(shape, *layers):
     return randomise(keras.Sequential([keras.Input(shape), *layers]))
 
 
-ACTIVATIONS = ["relu", "relu6", "tanh", "sigmoid", "hard_sigmoid", "softmax", "softplus", "softsign", "elu", "selu", "gelu", "silu", "swish", "mish", "leaky_relu", "exponential", "linear", "log_softmax", "celu", "hard_silu", "hard_tanh", "hard_shrink", "soft_shrink", "tanh_shrink", "log_sigmoid", "squareplus"]
+ACTIVATIONS = [
+    "relu",
+    "relu6",
+    "tanh",
+    "sigmoid",
+    "hard_sigmoid",
+    "softmax",
+    "softplus",
+    "softsign",
+    "elu",
+    "selu",
+    "gelu",
+    "silu",
+    "swish",
+    "mish",
+    "leaky_relu",
+    "exponential",
+    "linear",
+    "log_softmax",
+    "celu",
+    "hard_silu",
+    "hard_tanh",
+    "hard_shrink",
+    "soft_shrink",
+    "tanh_shrink",
+    "log_sigmoid",
+    "squareplus",
+]
 
 CASES = {
     "dense": (FLAT, lambda: [L.Dense(4)]),
@@ -396,13 +423,19 @@ def test_a_call_that_fixes_inference():
 
 def test_noise_acts_in_training_only():
     x = torch.ones(400, 5, 6)
-    for layer in (L.Dropout(0.5), L.SpatialDropout1D(0.5), L.GaussianNoise(0.5), L.GaussianDropout(0.5)):
+    for layer in (
+        L.Dropout(0.5),
+        L.Dropout(0.5, noise_shape=(None, 1, 6)),
+        L.SpatialDropout1D(0.5),
+        L.GaussianNoise(0.5),
+        L.GaussianDropout(0.5),
+    ):
         module = lower(parse(config_of(keras.Sequential([keras.Input((5, 6)), layer]))))
         drawn = module.train().output(x)
         assert abs(drawn.mean() - 1) < 0.1
         assert drawn.std() > 0.3
         assert torch.equal(module.eval().output(x), x)
-        if isinstance(layer, L.SpatialDropout1D):
+        if isinstance(layer, L.SpatialDropout1D) or getattr(layer, "noise_shape", None):
             assert torch.equal(drawn, drawn[:, :1].expand_as(drawn))
 
 
@@ -472,7 +505,7 @@ def test_weights_that_do_not_fit_are_named():
         module.load_keras({**weights, "d": [weights["d"][0].T, weights["d"][1]]})
     with pytest.raises(ModelError, match=r"'e' \(Dense\) has no weights"):
         module.load_keras({"d": weights["d"]})
-    with pytest.raises(ModelError, match="1 arrays .* kernel, bias"):
+    with pytest.raises(ModelError, match=r"1 arrays .* kernel, bias"):
         module.load_keras({**weights, "e": weights["e"][:1]})
     with pytest.raises(ModelError, match="'other'"):
         module.load_keras({**weights, "other": []})
@@ -493,8 +526,17 @@ def test_a_layer_that_does_not_fit_its_input_is_named():
     with pytest.raises(ModelError, match=r"'c' \(Conv2D\) does not fit an input of shape \(9, 8, 6\)"):
         lower(parse(config))
     config["config"]["layers"][1]["config"].update(kernel_size=[3, 3], groups=4)
-    with pytest.raises(ModelError, match="'c'.*6 input channels cannot be divided into 4 groups"):
+    with pytest.raises(ModelError, match=r"'c'.*6 input channels cannot be divided into 4 groups"):
         lower(parse(config))
+
+
+@pytest.mark.parametrize("size", [1, 2, (2, 3), 4])
+def test_max_pooling_is_the_same_with_and_without_gradients(size):
+    model = one(IMAGE, L.MaxPooling2D(size))
+    module, x = lowered(model), torch.from_numpy(inputs_for(model))
+    with torch.no_grad():
+        expected = module.output(x)
+    assert torch.equal(module.output(x), expected)
 
 
 def test_several_outputs_are_refused():

@@ -9,7 +9,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fedloom.models.activations import Config, linear
-from fedloom.models.layers.base import Order, Piece, Shape, image_order
+from fedloom.models.layers.base import Piece, Shape, image_order
+
+
+class BroadcastDropout(nn.Module):
+    """Dropout with one decision for every element of ``noise_shape``, None where it is that of the input."""
+
+    def __init__(self, rate: float, noise_shape: tuple[int | None, ...]) -> None:
+        super().__init__()
+        self.rate, self.noise_shape = rate, noise_shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` with parts set to zero in training mode."""
+        if not self.training or self.rate == 0.0:
+            return x
+        shape = [own if n is None else n for n, own in zip(self.noise_shape, x.shape, strict=True)]
+        return x * functional.dropout(x.new_ones(shape), self.rate)
 
 
 class Noise(nn.Module):
@@ -39,37 +54,38 @@ class Noise(nn.Module):
         return x + noise if self.kind == "add" else x * (1.0 + noise)
 
 
-def _piece(kind: str, strength: float, order: Order = "any") -> Piece:
-    if not (strength >= 0.0 and (kind == "add" or strength < math.inf)):
-        raise ValueError(f"a strength of {strength} is out of range")
-    if kind in ("dropout", "channels", "alpha") and strength > 1.0:
-        raise ValueError(f"a rate of {strength} is out of range")
-    return Piece(Noise(kind, strength), order, inference=linear)
+def _rate(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"a rate of {value} is out of range")
+    return value
 
 
 def dropout(config: Config, _shapes: list[Shape]) -> Piece:
     """Build Dropout."""
-    return _piece("dropout", config["rate"])
+    rate = _rate(config["rate"])
+    if config["noise_shape"] is not None:
+        return Piece(BroadcastDropout(rate, config["noise_shape"]), "keras", inference=linear)
+    return Piece(Noise("dropout", rate), inference=linear)
 
 
 def spatial_dropout(config: Config, _shapes: list[Shape]) -> Piece:
     """Build SpatialDropout1D or SpatialDropout2D."""
-    return _piece("channels", config["rate"], image_order(config))
+    return Piece(Noise("channels", _rate(config["rate"])), image_order(config), inference=linear)
 
 
 def alpha_dropout(config: Config, _shapes: list[Shape]) -> Piece:
     """Build AlphaDropout."""
-    return _piece("alpha", config["rate"])
+    return Piece(Noise("alpha", _rate(config["rate"])), inference=linear)
 
 
 def gaussian_noise(config: Config, _shapes: list[Shape]) -> Piece:
     """Build GaussianNoise."""
-    return _piece("add", config["stddev"])
+    return Piece(Noise("add", config["stddev"]), inference=linear)
 
 
 def gaussian_dropout(config: Config, _shapes: list[Shape]) -> Piece:
     """Build GaussianDropout: factors of mean 1 and variance ``rate / (1 - rate)``."""
-    rate = config["rate"]
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"a rate of {rate} is out of range")
-    return _piece("multiply", math.sqrt(rate / (1.0 - rate)))
+    rate = _rate(config["rate"])
+    if rate == 1.0:
+        raise ValueError("a rate of 1 gives an infinite variance")
+    return Piece(Noise("multiply", math.sqrt(rate / (1.0 - rate))), inference=linear)

@@ -32,6 +32,9 @@ class Window:
         strides: Its steps.
         dilation: The distances between its elements.
         padding: ``valid``, ``same`` or ``causal`` (one axis only: everything is added before).
+
+    Attributes:
+        tiles: Whether small windows stand side by side, without padding.
     """
 
     def __init__(self, kernel: Shape, strides: Shape, dilation: Shape, padding: str) -> None:
@@ -39,6 +42,7 @@ class Window:
         self.kernel, self.strides, self.dilation = lead + kernel, lead + strides, lead + dilation
         self._same = padding == "same"
         self._constant: Margins | None = None
+        self.tiles = padding == "valid" and self.strides == self.kernel and max(self.kernel) <= 3
         reach = [(k - 1) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
         if padding == "valid":
             self._constant = ((0, 0), (0, 0))
