@@ -12,7 +12,7 @@ from torch import nn
 from fedloom.errors import MergeError
 from fedloom.models import graph
 from fedloom.models.architecture import Architecture
-from fedloom.models.lower import LoweredModel
+from fedloom.models.lower import LoweredModel, lower
 from fedloom.models.model import Model
 
 
@@ -53,10 +53,16 @@ def ensemble(members: Sequence[Model]) -> Model:
                 f"an ensemble's members must take the same inputs: {member.input_shape} with {member.n_classes} classes "
                 f"stands against {first.input_shape} with {first.n_classes}"
             )
+        if None not in (member.input_high, first.input_high) and member.input_high != first.input_high:
+            raise MergeError(
+                f"an ensemble's members must take inputs of one scale: 0 to {member.input_high:g} "
+                f"stands against 0 to {first.input_high:g}"
+            )
     if len(members) == 1:
         return first
-    if all(isinstance(m.module, LoweredModel) for m in members):
-        return _keras(members)
+    lowered = [m.module for m in members if isinstance(m.module, LoweredModel)]
+    if len(lowered) == len(members):
+        return _keras(members, lowered)
     module = EnsembleModule([m.module for m in members], first.output)
     arguments = {**first.architecture.arguments, "members": len(members)}
     return Model(
@@ -68,39 +74,47 @@ def ensemble(members: Sequence[Model]) -> Model:
     )
 
 
-def _keras(members: Sequence[Model]) -> Model:
+def _keras(members: Sequence[Model], lowered: Sequence[LoweredModel]) -> Model:
     first = members[0]
-    config = _config([m.architecture.config for m in members], first.input_shape)
+    config = _config(
+        [(m.architecture.config, module.squashing) for m, module in zip(members, lowered, strict=True)],
+        first.input_shape,
+    )
     weights = {}
-    for i, member in enumerate(members):
-        assert isinstance(member.module, LoweredModel)
-        weights.update({f"member_{i}/{path}": arrays for path, arrays in member.module.to_keras().items()})
-    from fedloom.models.lower import lower
-
+    for i, member in enumerate(lowered):
+        weights.update({f"member_{i}/{path}": arrays for path, arrays in member.to_keras().items()})
     module = lower(graph.parse(config))
     module.load_keras(weights)
     described = Architecture("keras", config=config)
     return Model(module.eval(), described, first.input_shape, first.n_classes, first.input_high)
 
 
-def _config(configs: Sequence[Mapping[str, Any]], input_shape: tuple[int, ...]) -> dict[str, Any]:
-    """Nest the members' configurations in one Functional model whose output is their average."""
+def _config(members: Sequence[tuple[Mapping[str, Any], str | None]], input_shape: tuple[int, ...]) -> dict[str, Any]:
+    """Nest the members' configurations in one Functional model whose output is the mean of their probabilities.
+
+    Args:
+        members: Each one's configuration, and the activation that makes probabilities of its output, if one is needed.
+        input_shape: The shape of one sample.
+    """
     source = {"batch_shape": [None, *input_shape], "dtype": "float32", "name": "input"}
     layers: list[dict[str, Any]] = [_layer("InputLayer", source, [])]
     outputs = []
-    for i, config in enumerate(configs):
+    for i, (config, squashing) in enumerate(members):
         name = f"member_{i}"
         nested = {**config, "config": {**config["config"], "name": name}, "name": name}
         layers.append({**nested, "inbound_nodes": [_call([_tensor("input", input_shape)])]})
-        # A softmax of probabilities would flatten them, so members must end in probabilities of their own.
+        if squashing is not None:
+            squash = {"name": f"probabilities_{i}", "dtype": "float32", "activation": squashing}
+            layers.append(_layer("Activation", squash, [_call([_tensor(name, ())])]))
+            name = squash["name"]
         outputs.append(_tensor(name, ()))
     layers.append(_layer("Average", {"name": "average", "dtype": "float32"}, [_call([outputs])]))
     whole = {
         "name": "ensemble",
         "trainable": True,
         "layers": layers,
-        "input_layers": [["input", 0, 0]],
-        "output_layers": [["average", 0, 0]],
+        "input_layers": ["input", 0, 0],
+        "output_layers": ["average", 0, 0],
     }
     return {"module": "keras", "class_name": "Functional", "config": whole, "registered_name": "Functional"}
 

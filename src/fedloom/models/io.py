@@ -26,7 +26,7 @@ from fedloom.models.keras_files import KerasFile
 from fedloom.models.keras_slow import KerasModule
 from fedloom.models.lower import LoweredModel, lower
 from fedloom.models.model import Model
-from fedloom.models.probe import probe_torch
+from fedloom.models.probe import probe_torch, resolve
 
 KERAS = (".keras", ".h5", ".hdf5")
 TORCH = (".pt", ".pth")
@@ -39,6 +39,20 @@ def check_suffix(path: Path) -> None:
     known = (*KERAS, *TORCH, SAFETENSORS)
     if path.suffix not in known:
         raise unknown("model format", path.suffix or path.name, known)
+
+
+def check_format(model: Model, path: Path) -> None:
+    """Raise unless ``model`` can be written in the format that the suffix of ``path`` names.
+
+    Raises:
+        UsageError: An unknown suffix.
+        ModelError: A PyTorch model cannot become a Keras file.
+    """
+    check_suffix(path)
+    if path.suffix in KERAS and not isinstance(model.module, LoweredModel | KerasModule):
+        raise ModelError(
+            f"{path}: a PyTorch model cannot be written as Keras: choose .pt or .safetensors", file=str(path)
+        )
 
 
 def load_model(path: str | Path, model: str | None = None, data: Dataset | None = None) -> Model:
@@ -78,10 +92,8 @@ def save_model(model: Model, path: str | Path) -> Path:
         StorageError: The file cannot be written.
     """
     path = Path(path)
-    check_suffix(path)
-    if path.suffix in KERAS:
-        if not isinstance(model.module, LoweredModel | KerasModule):
-            raise ModelError(f"{path}: a PyTorch model cannot be written as Keras: choose .pt or .safetensors")
+    check_format(model, path)
+    if isinstance(model.module, LoweredModel | KerasModule) and path.suffix in KERAS:
         form = "keras" if path.suffix == ".keras" else "h5"
         keras_files.write(path, KerasFile(dict(model.architecture.config), model.module.to_keras(), "", form))
         return path
@@ -106,7 +118,7 @@ def create(reference: str, data: Dataset, seed: int = 0, base: Path | None = Non
         UsageError: An unknown name.
         ModelError: The model does not fit the data.
     """
-    shape, classes = data.x.shape[1:], len(data.class_names)
+    shape, classes = data.input_shape, data.n_classes
     if reference in zoo.TITLES:
         standardise = None
         if data.high is None:
@@ -276,10 +288,10 @@ def _own_scale(module: LoweredModel) -> float | None:
 
 
 def _check_fit(model: Model, reference: str, data: Dataset) -> None:
-    expected, classes = int(np.prod(model.input_shape)), len(data.class_names)
-    if expected != int(np.prod(data.x.shape[1:])):
+    classes = data.n_classes
+    if resolve(data.input_shape, model.input_shape) is None:
         raise ModelError(
-            f"model '{reference}' takes samples of shape {model.input_shape}, those of {data.name} are {data.x.shape[1:]}"
+            f"model '{reference}' takes samples of shape {model.input_shape}, those of {data.name} are {data.input_shape}"
         )
     if model.n_classes and model.n_classes < classes:
         raise ModelError(f"model '{reference}' has {model.n_classes} outputs, {data.name} has {classes} classes")

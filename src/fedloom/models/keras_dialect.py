@@ -100,7 +100,7 @@ _VARIABLES: dict[str, tuple[str, ...]] = {
     "GroupNormalization": _AFFINE,
     "Embedding": ("embeddings",),
     "PReLU": ("alpha",),
-    **{kind: ("kernel", "recurrent_kernel", "bias?use_bias") for kind in _RECURRENT},
+    **dict.fromkeys(_RECURRENT, ("kernel", "recurrent_kernel", "bias?use_bias")),
 }
 _STATISTICS = frozenset({"moving_mean", "moving_variance", "mean", "variance", "count"})
 
@@ -141,7 +141,11 @@ def holders(entry: Entry) -> tuple[str, ...]:
 def _wrapped(entry: Entry) -> Entry | None:
     """Return the recurrent layer inside a Bidirectional one; None where it is of another class."""
     inner = entry.config.get("layer")
-    if not isinstance(inner, dict) or inner.get("class_name") not in _RECURRENT or not isinstance(inner["config"], dict):
+    if (
+        not isinstance(inner, dict)
+        or inner.get("class_name") not in _RECURRENT
+        or not isinstance(inner["config"], dict)
+    ):
         return None
     return Entry(entry.path, inner["class_name"], inner["config"])
 
@@ -187,10 +191,10 @@ def modern(config: Config) -> Config:
     What differs in Keras 2 (2.14 and 2.15 where not said otherwise): an input layer's ``batch_input_shape``, which
     other layers may carry as well; the modules ``keras.src.engine...``; ``axis`` of BatchNormalization in a list;
     ``groups`` and the kernel's initialiser of depthwise and separable convolutions; ``alpha`` of LeakyReLU;
-    dtype policies; ``time_major`` of recurrent layers; inbound nodes as nested lists, with a nested model's calls counted from 1; a single output in a
-    list; no module at all in ``.h5``. How the model was compiled is left out, as the optimiser's state is: a
-    compiled configuration without that state makes Keras warn. The layers of a functional graph are put into the
-    order that Keras gives them, on which the names inside the weights file depend.
+    dtype policies; ``time_major`` of recurrent layers; inbound nodes as nested lists, with a nested model's calls
+    counted from 1; a single output in a list; no module at all in ``.h5``. How the model was compiled is left out,
+    as the optimiser's state is: a compiled configuration without that state makes Keras warn. The layers of a
+    functional graph are put into the order that Keras gives them, on which the names inside the weights file depend.
 
     Raises:
         ModelError: The configuration is damaged.
@@ -246,7 +250,7 @@ _DROPPED: dict[str, tuple[str, ...]] = {
     **{f"Conv{n}DTranspose": ("groups",) for n in (1, 2, 3)},
     "BatchNormalization": ("fused", "virtual_batch_size", "adjustment"),
     "Embedding": ("input_length", "sparse"),
-    **{kind: ("time_major", "implementation") for kind in _RECURRENT},
+    **dict.fromkeys(_RECURRENT, ("time_major", "implementation")),
 }
 
 

@@ -78,6 +78,13 @@ class LoweredModel(nn.Module):
         """Return what Keras' ``model(x)`` returns, for inputs (B, *input_shape)."""
         return self._run(x, len(self._steps), self._output)
 
+    @property
+    def squashing(self) -> str | None:
+        """The activation that makes probabilities of ``output``; None when it gives probabilities already."""
+        if self._ending == "probabilities" or self._trunk[0] < len(self._steps):
+            return None
+        return "sigmoid" if self._single else "softmax"
+
     def _run(self, x: Tensor, count: int, register: int) -> Tensor:
         values: list[Tensor] = [x] * self._registers
         for step in self._steps[:count]:

@@ -102,4 +102,4 @@ def digest(vector: torch.Tensor) -> str:
         >>> digest(torch.zeros(3)) == digest(torch.zeros(3)), digest(torch.zeros(3)) == digest(torch.ones(3))
         (True, False)
     """
-    return hashlib.sha256(vector.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(vector.detach().cpu().float().contiguous().numpy().data).hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from fedloom.data.dataset import Dataset
 from fedloom.errors import DataError
 from fedloom.models.model import Model
-from fedloom.models.probe import arrange
+from fedloom.models.probe import arrange, resolve
 
 
 @dataclass(frozen=True)
@@ -40,15 +39,15 @@ class Shard:
         name = name or dataset.name
         if model.n_classes:
             dataset = dataset.with_classes(model.n_classes)
-        shape = dataset.x.shape[1:]
-        if not _arrangements_of_the_same(shape, model.input_shape):
+        shape = resolve(dataset.input_shape, model.input_shape)
+        if shape is None:
             raise DataError(
-                f"{name}: samples of shape {shape} do not fit a model that takes {model.input_shape}",
+                f"{name}: samples of shape {dataset.input_shape} do not fit a model that takes {model.input_shape}",
                 client=name,
                 expected=model.input_shape,
-                found=shape,
+                found=dataset.input_shape,
             )
-        x = arrange(torch.from_numpy(np.ascontiguousarray(dataset.x)), model.input_shape).contiguous()
+        x = arrange(torch.from_numpy(np.ascontiguousarray(dataset.x)), shape).contiguous()
         if x.dtype not in (torch.uint8, torch.float32):
             x = x.float()
         y = torch.from_numpy(np.ascontiguousarray(dataset.y, dtype=np.int64))
@@ -65,13 +64,3 @@ class Shard:
         if x.dtype != torch.float32:
             return x.float().div_(self.divisor)
         return x if self.divisor == 1.0 else x / self.divisor
-
-
-def _arrangements_of_the_same(mine: tuple[int, ...], theirs: tuple[int, ...]) -> bool:
-    """Tell shapes that hold the same numbers in a usual order: flat, with a channel of one, channels first or last."""
-    if math.prod(mine) != math.prod(theirs):
-        return False
-    flat = 1 in (len(mine), len(theirs))
-    one_channel = [n for n in mine if n != 1] == [n for n in theirs if n != 1]
-    moved = len(mine) == len(theirs) == 3 and theirs in ((mine[2], *mine[:2]), (*mine[1:], mine[0]))
-    return flat or one_channel or moved

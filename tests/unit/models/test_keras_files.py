@@ -18,6 +18,7 @@ from fedloom.models import graph
 from fedloom.models.keras_backend import import_keras
 from fedloom.models.keras_dialect import entries, modern, variables
 from fedloom.models.keras_files import KerasFile, from_keras_model, read, to_keras_model, write
+from fedloom.models.keras_slow import from_config
 from fedloom.models.lower import lower
 
 # Keras' own conversion of a torch tensor, under NumPy 2.
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 FOLDER = Path(__file__).parents[2] / "fixtures" / "keras"
 FIXTURES = sorted(p for p in FOLDER.glob("tf*/*") if p.suffix in {".keras", ".h5"})
-MODELS = ("cnn", "mlp", "nested", "skip")
+MODELS = ("cnn", "mlp", "nested", "recurrent", "skip")
 
 
 def sample(path):
@@ -74,10 +75,11 @@ def _names(path):
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda p: f"{p.parent.name}-{p.name}")
 class TestKeras2:
-    def test_a_lowered_model_predicts_what_keras_2_predicted(self, path):
+    def test_the_internal_model_predicts_what_keras_2_predicted(self, path):
         x, y = sample(path)
         file = read(path)
-        module = lower(graph.parse(file.config))
+        recurrent = path.name.startswith("recurrent")
+        module = from_config(file.config) if recurrent else lower(graph.parse(file.config))
         module.load_keras(file.weights)
         module.eval()
         with torch.no_grad():
@@ -152,6 +154,11 @@ def small_models():
     layers = [K.Input((8, 8, 3)), L.Conv2D(4, 3), L.GlobalAveragePooling2D(), L.Dense(2)]
     yield "half", K.Sequential([*layers[:2], L.Dropout(0.1, dtype="mixed_float16"), *layers[2:]]), images
     inner = K.Sequential([K.Input((6,)), L.Dense(6), L.BatchNormalization(), L.Dense(6, name="mid")])
+    bare = L.Bidirectional(L.SimpleRNN(2, use_bias=False, return_sequences=True), merge_mode="sum")
+    rows = K.Sequential([K.Input((8, 24)), L.LSTM(3, return_sequences=True), L.GRU(4, reset_after=False)])
+    layers = [K.Input((8, 8, 3)), L.Reshape((8, 24)), L.LSTM(24, return_sequences=True), rows, L.Reshape((2, 2)), bare]
+    layers = [*layers, L.LSTM(3, dropout=0.2, recurrent_dropout=0.1), L.Dense(3)]
+    yield "recurrent", K.Sequential(layers), images
     yield "deep", K.Sequential([K.Input((6,)), K.Sequential([K.Input((6,)), inner, L.Dense(6)]), L.Dense(2)]), table
 
 

@@ -48,9 +48,7 @@ class Conv(Layer):
         weight: Tensor = self.weight
         if self.flat:
             x, weight = x.unsqueeze(2), weight.unsqueeze(2)
-        window = self.window
-        x, padding = window.pad(x, 0.0)
-        y = functional.conv2d(x, weight, self.bias, window.strides, padding, window.dilation, self.groups)
+        y = self.window.convolve(x, weight, self.bias, self.groups)
         return y.squeeze(2) if self.flat else y
 
 
@@ -83,9 +81,7 @@ class SeparableConv(Layer):
         pointwise: Tensor = self.pointwise
         if self.flat:
             x, depthwise, pointwise = x.unsqueeze(2), depthwise.unsqueeze(2), pointwise.unsqueeze(2)
-        window = self.window
-        x, padding = window.pad(x, 0.0)
-        x = functional.conv2d(x, depthwise, None, window.strides, padding, window.dilation, self.groups)
+        x = self.window.convolve(x, depthwise, None, self.groups)
         y = functional.conv2d(x, pointwise, self.bias)
         return y.squeeze(2) if self.flat else y
 

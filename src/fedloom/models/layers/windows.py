@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -66,3 +67,23 @@ class Window:
         if top == bottom and left == right:
             return x, (top, left)
         return functional.pad(x, (left, right, top, bottom), value=value), (0, 0)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+        """Convolve ``x`` (B, C, H, W) with ``weight`` (out, C / groups, kernel), padded with zeros."""
+        margins = self.margins(x)
+        if torch.is_grad_enabled() or all(before == after for before, after in margins):
+            x, padding = self.pad(x, 0.0)
+            return functional.conv2d(x, weight, bias, self.strides, padding, self.dilation, groups)
+        # Padding both sides alike and cutting the result saves a copy of the input; with gradients it does not pay.
+        cuts = [self._cut(axis, x.shape[2 + axis], *margins[axis]) for axis in (0, 1)]
+        wider = [padding for padding, _ in cuts]
+        y = functional.conv2d(x, weight, bias, self.strides, wider, self.dilation, groups)
+        return y[:, :, cuts[0][1], cuts[1][1]]
+
+    def _cut(self, axis: int, size: int, before: int, after: int) -> tuple[int, slice]:
+        """Return a symmetric padding that holds the windows of the margins ``before`` and ``after``, and where."""
+        stride = self.strides[axis]
+        first = max(-((before - after) // stride), 0)
+        reach = (self.kernel[axis] - 1) * self.dilation[axis]
+        count = (size + before + after - reach - 1) // stride + 1
+        return before + first * stride, slice(first, first + count)

@@ -1,0 +1,287 @@
+"""Compare: every member, every method, the ensemble and central training, on the same test set, and what it means."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from fedloom import report
+from fedloom.data import load_evaluation
+from fedloom.data.dataset import Dataset
+from fedloom.errors import FedloomError, ModelError, UsageError
+from fedloom.merging import METHODS, check_method, merge_vectors
+from fedloom.metrics import Counts
+from fedloom.models import io
+from fedloom.models.model import Model, device
+from fedloom.offline import findings, scale, starts
+from fedloom.offline.central import train_central
+from fedloom.offline.collect import ModelFile, check_finite, check_same, model_files
+from fedloom.offline.progress import Advance, bar
+from fedloom.records import RoundRecord
+from fedloom.report.comparison import Comparison, Finding, Row
+from fedloom.training.evaluate import predict
+from fedloom.training.shard import Shard
+
+
+def compare(
+    models: Sequence[str | Path],
+    data: str | Dataset,
+    *,
+    methods: Sequence[str] | None = None,
+    central: str | Path | None = None,
+    central_epochs: int | None = None,
+    start: str | Path | None = None,
+    out: str | Path | None = "comparison",
+    model: str | None = None,
+    rounds: Sequence[RoundRecord] = (),
+    title: str = "",
+    data_dir: str | Path | None = None,
+    device_name: str | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Evaluate every member, every method, the ensemble and central training on one test set.
+
+    Args:
+        models: Files or patterns. Files that are merges themselves (their sidecar says so) are evaluated, not merged.
+        data: The test set: ``mnist``, a path, ``x.npy,y.npy``, or a ``Dataset``.
+        methods: The methods to try; all when left out.
+        central: The folder that ``split`` made: trains the same model on all members' data together.
+        central_epochs: Its number of epochs; as many as the members trained when left out.
+        start: The model that the members started from, for the methods that need it; found in ``central`` or beside
+            the members' files when left out.
+        out: The folder for ``report.html``, ``report.csv`` and ``report.json``; None writes nothing.
+        model: The code of the model (``file.py:function``) for files that hold only arrays.
+        rounds: Records of federated rounds, to be shown along.
+        title: The headline of the report.
+        data_dir: Where the data sets lie.
+        device_name: ``cpu``, ``cuda``; a GPU when there is one.
+        progress: Show progress bars.
+
+    Returns:
+        The comparison, with a notebook view.
+
+    Raises:
+        DataError: Labels outside the model's classes, data of another shape, files that are missing.
+        ModelError: A file that cannot be read or run, or of other classes than the first one.
+        UsageError: An unknown method.
+    """
+    chosen = [name for name in methods or METHODS if check_method(name)]
+    found = model_files(models)
+    members = [f for f in found if not (f.sidecar and f.sidecar.merge)]
+    if not members:
+        raise UsageError("every file is a merged model already: add the members' files")
+    dataset = load_evaluation(data, data_dir)
+    first = io.load(members[0].path, model, dataset)
+    dataset = dataset.with_classes(first.n_classes or dataset.n_classes)
+    bench = _Bench(dataset, device(device_name), model)
+    with bar("comparing", len(found) + len(chosen), progress) as advance:
+        team = _evaluate_members(bench, members, advance)
+        for file in found:
+            if file not in members:
+                bench.score(bench.load(file), file.name, "global", _note(file))
+                advance(1)
+        before = _start(start, members, central, first, model)
+        refused = _evaluate_methods(bench, team, chosen, before, advance)
+    curves = {f.name: [dict(e) for e in f.sidecar.history] for f in members if f.sidecar and f.sidecar.history}
+    if central is not None:
+        with _kept_in(out) as folder:
+            trained = train_central(central, members, folder, model, device_name, progress, central_epochs)
+        bench.score(trained.model, "central", "central", trained.note, trained.seconds)
+        curves["central"] = trained.history
+    verdict = None if team.difference else team.watch.verdict(members)
+    case = findings.Case(bench.rows, members, verdict, team.difference, central)
+    comparison = Comparison(
+        title=title or f"{len(members)} members on {dataset.name}",
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        rows=bench.rows,
+        findings=[*findings.explain(case), *bench.said],
+        curves=curves,
+        class_counts=_class_counts(members, dataset),
+        rounds=list(rounds),
+        refused=refused,
+        made=_made(found, dataset, team.high),
+    )
+    if out is not None:
+        report.write(comparison, out)
+    return comparison
+
+
+@dataclass
+class _Bench:
+    """Evaluates models on one test set and collects the rows of the table."""
+
+    dataset: Dataset
+    device: torch.device
+    reference: str | None
+    rows: list[Row] = field(default_factory=list)
+    said: list[Finding] = field(default_factory=list)
+
+    def load(self, file: ModelFile) -> Model:
+        """Load a model that can be evaluated; find the scale of its inputs, and say when it is not the one on record."""
+        model = io.load(file.path, self.reference, self.dataset)
+        model.require_runnable(f"evaluating {file.path}")
+        if model.n_classes != self.dataset.n_classes:
+            raise ModelError(
+                f"{file.path} has {model.n_classes} classes where the first model has {self.dataset.n_classes}: "
+                "compare models of the same classes",
+                file=str(file.path),
+            )
+        settled, said = scale.settle(model, self.dataset, file.name)
+        self.said += said
+        return settled
+
+    def score(self, model: Model, name: str, kind: str, note: str = "", seconds: float = 0.0) -> torch.Tensor:
+        """Add a row; returns the probabilities (n, C), on the CPU."""
+        model.to(self.device)
+        shard = Shard.of(self.dataset, model, name, self.device)
+        logits = predict(model, shard)
+        model.to(torch.device("cpu"))
+        self.rows.append(Row(name, kind, Counts.of(logits, self.dataset.y), seconds, note))
+        return logits.softmax(1).cpu()
+
+
+@dataclass
+class _Team:
+    """The members that were read.
+
+    Attributes:
+        files: Their files.
+        first: The first one's model; its module is a workplace for the merged ones.
+        vectors: Their vectors, each (P,).
+        probabilities: The mean of their probabilities, (n, C).
+        accuracies: Theirs, on the test set.
+        difference: Why they cannot be merged; empty when they can.
+        watch: What tells whether they share a start.
+        high: The input scale of most of them.
+    """
+
+    files: list[ModelFile]
+    first: Model
+    vectors: list[torch.Tensor]
+    probabilities: torch.Tensor
+    accuracies: list[float]
+    difference: str
+    watch: starts.Watch
+    high: float | None
+
+
+def _evaluate_members(bench: _Bench, members: list[ModelFile], advance: Advance) -> _Team:
+    first = bench.load(members[0])
+    total = torch.zeros(len(bench.dataset), first.n_classes)
+    vectors, highs, difference = [], [], ""
+    for file in members:
+        loaded = first if file is members[0] else bench.load(file)
+        vector = loaded.vector()
+        check_finite(vector, loaded, str(file.path))
+        total += bench.score(loaded, file.name, "member", _note(file))
+        apart = io.difference(first, loaded)
+        if apart and not difference:
+            difference = f"{file.path} does not fit {members[0].path}: {apart}"
+        vectors.append(vector)
+        highs.append(loaded.input_high)
+        advance(1)
+    watch = starts.Watch(first.layout)
+    if not difference:
+        for vector in vectors:
+            watch.see(vector)
+    accuracies = [row.counts.accuracy for row in bench.rows]
+    usual = Counter(highs).most_common(1)[0][0]
+    return _Team(members, first, vectors, total / len(members), accuracies, difference, watch, usual)
+
+
+def _evaluate_methods(
+    bench: _Bench, team: _Team, chosen: Sequence[str], before: torch.Tensor | None, advance: Advance
+) -> dict[str, str]:
+    """Score every method that makes sense; returns why the others do not."""
+    refused: dict[str, str] = {}
+    for method in chosen:
+        if METHODS[method].family == "ensemble":
+            counts = Counts.of(team.probabilities, bench.dataset.y, probabilities=True)
+            note = f"averages the probabilities of {len(team.files)} models, and runs all of them"
+            bench.rows.append(Row("ensemble", "ensemble", counts, 0.0, note))
+        elif team.difference:
+            refused[method] = team.difference
+        else:
+            try:
+                _evaluate_method(bench, team, method, before)
+            except FedloomError as error:
+                refused[method] = str(error)
+        advance(1)
+    return refused
+
+
+def _evaluate_method(bench: _Bench, team: _Team, method: str, before: torch.Tensor | None) -> None:
+    began = time.perf_counter()
+    weighted = method == "weighted"
+    merged = merge_vectors(
+        method,
+        [f.entry for f in team.files],
+        team.vectors,
+        layout=team.first.layout,
+        weights=team.accuracies if weighted else None,
+        previous=before,
+    )
+    seconds = time.perf_counter() - began
+    said = ["weighted by the members' accuracies on this test set"] if weighted else []
+    model = replace(team.first, input_high=team.high).load(merged.vector)
+    bench.score(model, method, "method", "; ".join([*said, *merged.notes]), seconds)
+
+
+def _start(
+    start: str | Path | None,
+    members: Sequence[ModelFile],
+    central: str | Path | None,
+    first: Model,
+    reference: str | None,
+) -> torch.Tensor | None:
+    """Find the vector that the members started from: the file given, or one beside them whose digest fits."""
+    if start is None:
+        return starts.find_start(members, first, central, reference)
+    loaded = io.load(start, reference)
+    check_same(first, loaded, str(members[0].path), str(start))
+    vector = loaded.vector()
+    check_finite(vector, loaded, str(start))
+    return vector
+
+
+@contextmanager
+def _kept_in(out: str | Path | None) -> Iterator[Path]:
+    """Give the folder that keeps the central model; without ``out`` one that vanishes."""
+    if out is not None:
+        yield Path(out)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _class_counts(members: Sequence[ModelFile], dataset: Dataset) -> dict[str, list[int]]:
+    known = {f.name: list(f.sidecar.class_counts) for f in members if f.sidecar}
+    return {name: counts for name, counts in known.items() if len(counts) == dataset.n_classes}
+
+
+def _made(found: Sequence[ModelFile], dataset: Dataset, high: float | None) -> dict[str, str]:
+    command = " ".join(sys.argv) if "fedloom" in sys.argv[0] else ""
+    made = report.provenance(command, files=[str(f.path) for f in found])
+    note = dataset.scale_note(high)
+    return made | ({"Inputs": note} if note else {})
+
+
+def _note(file: ModelFile) -> str:
+    known = file.sidecar
+    if known is None:
+        return file.reason
+    if known.merge:
+        return f"{known.merge.get('method', 'merged')} of {len(known.merge.get('members', ()))} models, says its file"
+    epochs = known.local.get("epochs", "?")
+    return (
+        f"{known.samples:,} samples, {epochs} epoch{'' if epochs == 1 else 's'} of {known.local.get('optimizer', '?')}"
+    )
