@@ -5,7 +5,7 @@ Command: ``python benchmarks/aggregate_median.py`` (about 20 s). Both run in tur
 ``numpy.median`` uses one thread, and so does ours up to n = 32; beyond, ours uses all. The check for NaN is included.
 Target: 8 times faster for n = 6 and n = 20; median and trimmed mean of n = 100 in less than 1 s.
 
-Latest result: benchmarks/aggregate_median.txt
+Latest result: benchmarks/aggregate_median.md
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 _REASONS = {
     errno.ENOSPC: "no space left on the disk; free some and run the same command again",
+    errno.EFBIG: "the file is larger than is allowed here",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EACCES: "permission denied; choose another folder",
     errno.EPERM: "operation not permitted; choose another folder",
@@ -71,7 +72,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 def storage_error(path: Path, error: OSError) -> FedloomError:
     """Say in one line why ``path`` could not be written."""
-    reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+    unnamed = f"only a part of it was written, the disk may be full ({error})"  # NumPy gives a full disk no number
+    reason = unnamed if error.errno is None else _REASONS.get(error.errno, error.strerror or str(error))
     return StorageError(f"cannot write {path}: {reason}", file=str(path), errno=error.errno)
 
 

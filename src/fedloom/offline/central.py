@@ -89,7 +89,7 @@ def train_central(
     union = _union([m.load(folder, "train") for m, folder in zip(described, folders, strict=True)])
     test = Shard.of(described[0].load(folders[0], "test"), model, "the shared test set", where)
     trainer = Trainer(model, start.to(where), Shard.of(union, model, "central", where), config, seed=seed)
-    history = fit(trainer, test, path, identity, progress)
+    history, _ = fit(trainer, test, path, identity, progress)
     model.to(device("cpu"))
     io.save(model, path)
     record = Sidecar(

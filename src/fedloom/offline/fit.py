@@ -10,6 +10,7 @@ from typing import Any
 
 from fedloom import files
 from fedloom.errors import DataError
+from fedloom.metrics import Counts
 from fedloom.offline.progress import bar
 from fedloom.training.evaluate import evaluate
 from fedloom.training.local import Trainer
@@ -18,7 +19,7 @@ from fedloom.training.shard import Shard
 
 def fit(
     trainer: Trainer, test: Shard, path: Path, identity: Mapping[str, Any], progress: bool = True
-) -> list[dict[str, float]]:
+) -> tuple[list[dict[str, float]], Counts]:
     """Train the epochs that are left.
 
     Args:
@@ -30,13 +31,14 @@ def fit(
         progress: Show a progress bar.
 
     Returns:
-        One entry per epoch: ``epoch``, ``loss`` and ``val_loss`` in nats, ``accuracy`` and ``val_accuracy`` in 0-1,
-        ``seconds``.
+        One entry per epoch (``epoch``, ``loss`` and ``val_loss`` in nats, ``accuracy`` and ``val_accuracy`` in 0-1,
+        ``seconds``), and the trained model's counts on ``test``.
     """
     kept = checkpoint_path(path)
     key = json.dumps({**identity, "epochs": None}, sort_keys=True)
     history = _resume(trainer, kept, key)
     epochs, n = trainer.config.epochs, len(trainer.shard)
+    counts: Counts | None = None
     with bar(f"training {trainer.shard.name}", epochs * n, progress) as advance:
         advance(trainer.epoch * n)
         while trainer.epoch < epochs:
@@ -48,7 +50,7 @@ def fit(
             if trainer.epoch < epochs:
                 files.write_tensors(kept, trainer.state(), {"identity": key, "history": json.dumps(history)})
             advance(0, f"epoch {trainer.epoch}/{epochs}  test accuracy {counts.accuracy:.1%}")
-    return history
+    return history, counts or evaluate(trainer.model, test)
 
 
 def forget(path: Path) -> None:

@@ -21,7 +21,6 @@ from fedloom.offline.member import Member
 from fedloom.records import Correction
 from fedloom.report import learning_curves, save_png, svg
 from fedloom.report.tables import text_html
-from fedloom.training.evaluate import evaluate
 from fedloom.training.local import LocalConfig, Trainer
 from fedloom.training.shard import Shard
 
@@ -125,8 +124,7 @@ def train(
     trainer = Trainer(net, start.to(where), own, config, Correction(pull=_checked_mu(prox_mu)), seed)
     settings = {**config.to_json(), "prox_mu": prox_mu}
     identity = {**settings, "seed": seed, "start": sidecar.digest(start), "data": dict(member.checksums)}
-    history = fit(trainer, test, path, identity, progress)
-    counts = evaluate(net, test)
+    history, counts = fit(trainer, test, path, identity, progress)
     net.to(torch.device("cpu"))
     record = Sidecar(
         model=net.describe(),
