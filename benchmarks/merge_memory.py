@@ -1,6 +1,6 @@
 """Does the peak memory of ``fedloom merge`` with ``fedavg`` grow with the number of files?
 
-Members with some 10 million parameters (40 MB each) are written to a temporary folder; each merge runs in a process of
+Members of some 10 million parameters (40 MB each) are written to a temporary folder; each merge runs in a process of
 its own, whose peak resident memory is read from the operating system. Linux and macOS.
 
     python benchmarks/merge_memory.py
@@ -23,7 +23,7 @@ from _common import machine
 
 from fedloom.models import io
 
-# 784 -> 3072 -> 2048 -> 512 -> 10: 9,757,194 parameters.
+# 784 -> 3072 -> 2048 -> 512 -> 10: 9,759,242 parameters.
 WIDTHS = (3072, 2048, 512)
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
 UNIT = 1 if sys.platform == "darwin" else 1024

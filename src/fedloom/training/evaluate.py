@@ -7,18 +7,17 @@ import torch
 from fedloom.metrics import Counts
 from fedloom.models.model import Model
 from fedloom.training.shard import Shard
-
-BATCH, BATCH_CPU = 2048, 64
-"""On a CPU the outputs of a convolution of 64 images still fit into the cache; a GPU wants much more to do."""
+from fedloom.training.threads import enough_threads
 
 
 @torch.inference_mode()
 def predict(model: Model, shard: Shard, batch_size: int | None = None) -> torch.Tensor:
     """Return the logits of every sample, float32 (n, n_classes), in inference mode."""
     model.module.eval()
-    size = batch_size or (BATCH_CPU if shard.x.device.type == "cpu" else BATCH)
+    size = batch_size or _batch_size(shard.x.device)
     batches = range(0, len(shard), size)
-    return torch.cat([model.logits(shard.inputs(slice(i, i + size))).float() for i in batches])
+    with enough_threads(model, size, backward=False):
+        return torch.cat([model.logits(shard.inputs(slice(i, i + size))).float() for i in batches])
 
 
 def evaluate(model: Model, shard: Shard, batch_size: int | None = None) -> Counts:
@@ -28,3 +27,10 @@ def evaluate(model: Model, shard: Shard, batch_size: int | None = None) -> Count
         Counts that add over shards; accuracy and loss are their properties.
     """
     return Counts.of(predict(model, shard, batch_size), shard.y)
+
+
+def _batch_size(device: torch.device) -> int:
+    """Choose a batch whose layers stay in a core's cache; several threads and GPUs want more to share."""
+    if device.type != "cpu":
+        return 2048
+    return 64 if torch.get_num_threads() == 1 else 256

@@ -22,6 +22,7 @@ from fedloom.errors import DataError, TrainingError, UsageError, unknown
 from fedloom.models.model import Model
 from fedloom.records import ClientUpdate, Correction
 from fedloom.training.shard import Shard
+from fedloom.training.threads import enough_threads
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PRECISIONS = ("float32", "bfloat16")
@@ -126,7 +127,8 @@ class Trainer:
         loss_sum = torch.zeros((), dtype=torch.float64, device=order.device)
         hits = torch.zeros((), dtype=torch.int64, device=order.device)
         self.model.module.train()
-        with torch.random.fork_rng(devices=[order.device] if order.device.type == "cuda" else []):
+        devices = [order.device] if order.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), enough_threads(self.model, min(n, size), backward=True):
             torch.manual_seed(rng.derive(self.seed, "dropout", self.shard.name, self.epoch))
             for first in range(0, n, size):
                 index = order[first : first + size]

@@ -56,6 +56,12 @@ class BatchNorm(Layer):
             self.running_var.mul_(self.keep / n).add_(unbiased, alpha=(n - 1) / n)
         return y
 
+    def overwriting(self, x: Tensor) -> Tensor:
+        """Do what ``forward`` does; at inference ``x`` is overwritten."""
+        if torch.is_grad_enabled() or (self.training and not self.frozen):
+            return self.forward(x)
+        return self._scaled(x, x)
+
     def inference(self, x: Tensor) -> Tensor:
         """Normalise by the running statistics."""
         if not torch.is_grad_enabled():
@@ -64,14 +70,14 @@ class BatchNorm(Layer):
             x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.epsilon
         )
 
-    def _scaled(self, x: Tensor) -> Tensor:
+    def _scaled(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Multiply and add in one pass over ``x``: half the time of batch_norm on a CPU."""
         broadcast = [1, -1] + [1] * (x.dim() - 2)
         scale = (self.running_var + self.epsilon).rsqrt()
         scale = scale if self.weight is None else scale * self.weight
         shift = -self.running_mean * scale
         shift = shift if self.bias is None else shift + self.bias
-        return torch.addcmul(shift.reshape(broadcast), x, scale.reshape(broadcast))
+        return torch.addcmul(shift.reshape(broadcast), x, scale.reshape(broadcast), out=out)
 
     def _single(self, x: Tensor) -> Tensor:
         """Treat one value per channel, which PyTorch refuses to take: its variance is 0."""
