@@ -109,7 +109,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file", file=str(path)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error})", file=str(path)) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: a JSON object is expected, found {type(value).__name__}", file=str(path))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -39,16 +39,7 @@ class Layout:
     @classmethod
     def of(cls, module: nn.Module) -> Layout:
         """Read the layout of a PyTorch module; shared (tied) parameters count once."""
-        return cls._from([(name, tuple(p.shape), p.requires_grad) for name, p in _arrays(module)])
-
-    @classmethod
-    def of_arrays(cls, arrays: Mapping[str, torch.Tensor], buffers: Sequence[str] = ()) -> Layout:
-        """Read the layout of named floating-point arrays; those in ``buffers`` count as not trainable."""
-        frozen = set(buffers)
-        return cls._from([(name, tuple(a.shape), name not in frozen) for name, a in arrays.items()])
-
-    @classmethod
-    def _from(cls, rows: list[tuple[str, tuple[int, ...], bool]]) -> Layout:
+        rows = [(name, tuple(p.shape), p.requires_grad) for name, p in _arrays(module)]
         ordered = [r for r in rows if r[2]] + [r for r in rows if not r[2]]
         return cls(tuple(r[0] for r in ordered), tuple(r[1] for r in ordered), sum(r[2] for r in rows))
 

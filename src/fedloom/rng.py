@@ -7,12 +7,8 @@ of calls. The name is hashed with BLAKE2b (never ``hash()``, which differs from 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 
 def derive(seed: int, *path: str | int) -> int:
@@ -31,10 +27,3 @@ def derive(seed: int, *path: str | int) -> int:
 def stream(seed: int, *path: str | int) -> np.random.Generator:
     """Return the NumPy generator that belongs to ``seed`` and ``path``."""
     return np.random.Generator(np.random.Philox(derive(seed, *path)))
-
-
-def torch_stream(seed: int, *path: str | int) -> torch.Generator:
-    """Return the PyTorch (CPU) generator that belongs to ``seed`` and ``path``."""
-    import torch
-
-    return torch.Generator().manual_seed(derive(seed, *path))

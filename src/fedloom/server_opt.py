@@ -46,7 +46,7 @@ class ServerOptimizer:
         name: What messages call it.
         init: ``init(w) -> state`` for a model w, float32 (P,).
         step: ``step(state, w, delta) -> (w, state)``; nothing is changed in place. Raises MergeError when the state or
-            delta does not fit w, or delta is not finite.
+            delta does not fit w, or delta or the result is not finite.
     """
 
     name: str
@@ -227,6 +227,8 @@ def _pair(
         head = _head(after, trainable)
         change, following = move(state, _head(delta, trainable))
         torch.add(_head(w, trainable), change, out=head)
+        if not bool(torch.isfinite(after).all()):
+            raise MergeError(f"'{name}' gives numbers beyond float32: use a lower lr, or begin with an empty state")
         return after, following
 
     return ServerOptimizer(name, init, step)

@@ -64,7 +64,7 @@ def test_json_has_no_nan(tmp_path):
     assert files.read_json(tmp_path / "a.json") == {"loss": None, "rows": [1.5, None]}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", ""])
+@pytest.mark.parametrize("text", ["{", "[1]", "", "[" * 100_000], ids=["cut", "list", "empty", "deep"])
 def test_bad_json_is_named(tmp_path, text):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(DataError, match=r"a\.json"):
@@ -82,6 +82,3 @@ def test_paths_of_chance_do_not_collide():
         rng.derive(s, *p) for s in range(3) for p in [("a",), ("b",), ("a", "b"), ("ab",), ("a", 1), ("a", "1"), (1,)]
     }
     assert len(seeds) == 21
-    assert torch.equal(
-        torch.rand(3, generator=rng.torch_stream(1, "x")), torch.rand(3, generator=rng.torch_stream(1, "x"))
-    )

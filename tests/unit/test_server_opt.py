@@ -185,3 +185,9 @@ def test_unknown_names_get_a_suggestion():
         server_opt.make("fedadamm")
     with pytest.raises(UsageError, match="unknown option of fedavgm 'beta3': did you mean 'beta'"):
         server_opt.make("fedavgm", options={"beta3": 0.5})
+
+
+def test_a_result_beyond_float32_is_refused():
+    optimizer, w = server_opt.sgd(lr=1e38), torch.ones(2)
+    with pytest.raises(MergeError, match="'sgd' gives numbers beyond float32"):
+        optimizer.step({}, w, torch.full((2,), 1e3))

@@ -323,6 +323,10 @@ def _numbers(values: Array, name: str, what: str = "x") -> Array:
     if values.dtype.kind not in "uif":
         kind = "Python objects" if values.dtype.kind == "O" else f"values of type {values.dtype}"
         raise DataError(f"{name}: {what} holds {kind}, numbers are expected", file=name, found=str(values.dtype))
+    if values.dtype.itemsize > 8:
+        values = values.astype(np.float64)
+    elif not values.dtype.isnative:  # PyTorch takes neither the other byte order nor long doubles
+        values = values.astype(values.dtype.newbyteorder("="))
     if values.ndim == 0 or (what == "x" and values.ndim == 1):
         raise DataError(
             f"{name}: {what} has shape {values.shape}, one row per sample is expected", file=name, found=values.shape
@@ -361,7 +365,7 @@ def _one_hot(labels: Array, name: str) -> Array:
 
 def _whole(labels: Array, name: str) -> NDArray[np.int64]:
     if labels.dtype.kind == "f":
-        bad = np.flatnonzero(~np.isfinite(labels) | (labels % 1 != 0))
+        bad = np.flatnonzero(~(np.abs(labels) < np.float64(2**53)) | (labels % 1 != 0))
         if len(bad):
             raise DataError(
                 f"{name}: label {labels[bad[0]]:g} in row {bad[0]} is not a whole number: classes are expected",

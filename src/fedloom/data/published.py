@@ -13,6 +13,7 @@ import struct
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from fedloom.data.arrays import reading
 from fedloom.data.dataset import Dataset
-from fedloom.data.download import DownloadError, Progress, fetch
+from fedloom.data.download import DownloadError, Progress, fetch, progress_bar
 from fedloom.errors import DataError
 
 ENVIRONMENT = "FEDLOOM_DATA"
@@ -111,7 +112,7 @@ def load_published(
         split: Which of its two parts.
         data_dir: A folder that is looked at first.
         download: Whether to download what is found nowhere.
-        progress: Called while downloading.
+        progress: Called while downloading; None draws a progress bar on standard error.
         mirrors: Folders on the web instead of the usual ones.
 
     Returns:
@@ -129,11 +130,12 @@ def load_published(
     why = "downloading is switched off"
     if download:
         try:
-            for stem in STEMS[split]:
-                urls = [mirror + f"{stem}.gz" for mirror in mirrors or PUBLISHED[name].mirrors]
-                target = cache_dir() / name / f"{stem}.gz"
-                if not target.exists():
-                    fetch(urls, target, PUBLISHED[name].checksums[stem], progress)
+            with nullcontext(progress) if progress else progress_bar() as show:
+                for stem in STEMS[split]:
+                    urls = [mirror + f"{stem}.gz" for mirror in mirrors or PUBLISHED[name].mirrors]
+                    target = cache_dir() / name / f"{stem}.gz"
+                    if not target.exists():
+                        fetch(urls, target, PUBLISHED[name].checksums[stem], show)
             return load_published(name, split, data_dir, download=False)
         except DownloadError as error:
             why = f"the download failed ({error})"

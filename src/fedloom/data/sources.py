@@ -47,7 +47,7 @@ def load(
         test_fraction: How much is for the test, where the source does not say (``digits`` has its fixed 20 %).
         seed: The seed of that choice.
         download: Whether to download what is found nowhere.
-        progress: Called while downloading; see :func:`fedloom.data.download.progress_bar`.
+        progress: Called while downloading; None draws a progress bar on standard error.
 
     Raises:
         UsageError: An unknown name or split.

@@ -13,6 +13,12 @@ from typing import Any
 
 from fedloom.errors import DataError, unknown
 
+_FIELDS: dict[str, dict[str, type]] = {
+    "keras": {"config": Mapping},
+    "torch": {"factory": str, "arguments": Mapping},
+    "bare": {},
+}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -46,16 +52,14 @@ class Architecture:
 
         Raises:
             UsageError: An unknown kind.
-            DataError: A field is missing.
+            DataError: A field is missing, or of another type.
         """
         kind = str(value.get("kind"))
-        try:
-            if kind == "keras":
-                return cls("keras", config=value["config"])
-            if kind == "torch":
-                return cls("torch", factory=value["factory"], arguments=value["arguments"], base=base)
-        except KeyError as error:
-            raise DataError(f"the description of a '{kind}' model lacks {error}") from error
-        if kind == "bare":
-            return cls("bare")
-        raise unknown("kind of model", kind, ["keras", "torch", "bare"])
+        if kind not in _FIELDS:
+            raise unknown("kind of model", kind, _FIELDS)
+        for name, type_ in _FIELDS[kind].items():
+            if not isinstance(value.get(name), type_):
+                raise DataError(
+                    f"the description of a '{kind}' model is damaged: its '{name}' is {value.get(name)!r:.40}"
+                )
+        return cls(kind, **{name: value[name] for name in _FIELDS[kind]}, base=base if kind == "torch" else None)

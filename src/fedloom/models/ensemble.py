@@ -19,15 +19,17 @@ from fedloom.models.model import Model
 class EnsembleModule(nn.Module):
     """Runs every member and returns the logarithm of their mean probabilities, which are logits of the mean."""
 
-    def __init__(self, members: Sequence[nn.Module], output: str) -> None:
+    def __init__(self, members: Sequence[nn.Module], outputs: Sequence[str]) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
-        self._output = output
+        self._outputs = tuple(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return (B, C) log-probabilities of inputs (B, ...)."""
-        outputs = [member(x).float() for member in self.members]
-        probabilities = [y.softmax(1) if self._output == "logits" else y for y in outputs]
+        # Each gets inputs of its own: a user's module may write into them.
+        results = [member(x.clone()).float() for member in self.members]
+        pairs = zip(results, self._outputs, strict=True)
+        probabilities = [y.softmax(1) if output == "logits" else y for y, output in pairs]
         return torch.stack(probabilities).mean(0).clamp_min(1e-12).log()
 
 
@@ -63,7 +65,7 @@ def ensemble(members: Sequence[Model]) -> Model:
     lowered = [m.module for m in members if isinstance(m.module, LoweredModel)]
     if len(lowered) == len(members):
         return _keras(members, lowered)
-    module = EnsembleModule([m.module for m in members], first.output)
+    module = EnsembleModule([m.module for m in members], [m.output for m in members])
     arguments = {**first.architecture.arguments, "members": len(members)}
     return Model(
         module.eval(),

@@ -75,7 +75,7 @@ def load_model(path: str | Path, model: str | None = None, data: Dataset | None 
     if not path.is_file():
         raise ModelError(f"{path}: no such file", file=str(path))
     known, _ = sidecar.read(path)
-    description = dict(known.model) if known else {}
+    description = sidecar.description(path, known.model if known else {})
     if path.suffix in KERAS:
         return _load_keras(path, description)
     return _load_torch(path, model, description, data)
@@ -160,16 +160,15 @@ def from_config(config: Mapping[str, Any]) -> Model:
 
 
 def initialize(model: Model, seed: int, *path: str | int) -> None:
-    """Draw fresh weights in place, from the stream ``(seed, "weights", *path)``."""
+    """Draw fresh weights in place, from the stream ``(seed, "weights", *path)``; a factory is called again for them."""
     if isinstance(model.module, LoweredModel | KerasModule):
         model.module.initialize(rng.derive(seed, "weights", *path))
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.derive(seed, "weights", *path))
-        for inner in model.module.modules():
-            reset = getattr(inner, "reset_parameters", None)
-            if callable(reset):
-                reset()
+    model.require_runnable("drawing fresh weights")
+    known = model.architecture
+    shape = tuple(known.arguments["input_shape"])
+    again = factory.make(known.factory, shape, model.n_classes, rng.derive(seed, "weights", *path), known.base)
+    model.module.load_state_dict(again.state_dict())
 
 
 def difference(a: Model, b: Model) -> str | None:
@@ -200,7 +199,7 @@ def _of_file(file: KerasFile) -> Model:
 def _load_torch(path: Path, reference: str | None, description: Mapping[str, Any], data: Dataset | None) -> Model:
     arrays, metadata = torch_files.read_state(path)
     if METADATA in metadata:
-        description = _json(path, metadata[METADATA])
+        description = sidecar.description(path, _json(path, metadata[METADATA]))
     dtypes = {name: a.dtype for name, a in arrays.items() if a.is_floating_point() and a.dtype != torch.float32}
     arrays = {name: a.float() if a.is_floating_point() else a for name, a in arrays.items()}
     model = _rebuild(path, reference, description, data)
@@ -223,27 +222,29 @@ def _load_torch(path: Path, reference: str | None, description: Mapping[str, Any
 
 def _bare(arrays: Mapping[str, torch.Tensor], dtypes: Mapping[str, torch.dtype], known: Mapping[str, Any]) -> Model:
     """Build a model that can be merged, but not run; what is known of it travels on."""
-    described = known.get("architecture", {"kind": "bare"})
     return Model(
         bare(arrays).eval(),
-        Architecture.from_json(described),
+        _architecture(known),
         tuple(known.get("input_shape", ())),
-        int(known.get("n_classes", 0)),
+        known.get("n_classes", 0),
         known.get("input_high"),
         dtypes=dtypes,
     )
 
 
+def _architecture(known: Mapping[str, Any]) -> Architecture:
+    return Architecture.from_json(known.get("architecture", {"kind": "bare"}))
+
+
 def _rebuild(path: Path, reference: str | None, known: Mapping[str, Any], data: Dataset | None) -> Model | None:
     """Rebuild the model that a file of arrays belongs to, without its weights; None when its code is not known."""
-    described = known.get("architecture", {})
-    high = known.get("input_high")
-    if described.get("kind") == "keras":
-        model = from_config(described["config"])
+    described, high = _architecture(known), known.get("input_high")
+    if described.kind == "keras":
+        model = from_config(described.config)
         return replace(model, input_high=model.input_high or high)
     if reference is None:
         return None
-    arguments = described.get("arguments", {})
+    arguments = described.arguments
     shape = tuple(arguments.get("input_shape") or known.get("input_shape") or (data.input_shape if data else ()))
     classes = int(known.get("n_classes") or (data.n_classes if data else 0))
     if not shape or not classes:
@@ -252,14 +253,15 @@ def _rebuild(path: Path, reference: str | None, known: Mapping[str, Any], data: 
         return from_config(zoo.config(reference, shape, classes))
     model = _from_factory(reference, shape, classes, 0, None)
     if "members" in arguments:
-        model = ensemble_of([_from_factory(reference, shape, classes, 0, None) for _ in range(arguments["members"])])
+        count = int(arguments["members"])
+        model = ensemble_of([_from_factory(reference, shape, classes, 0, None) for _ in range(count)])
     return replace(model, input_high=high)
 
 
-def _json(path: Path, text: str) -> dict[str, Any]:
+def _json(path: Path, text: str) -> object:
     try:
-        value: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+        value: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its description is damaged ({error})", file=str(path)) from error
     return value
 

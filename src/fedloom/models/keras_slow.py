@@ -18,6 +18,18 @@ from fedloom.models.isolation import isolated
 from fedloom.models.keras_backend import import_keras
 
 _TINY = float(np.finfo(np.float32).tiny)
+# What a configuration may name. Keras decides for itself what a name means, and several versions of it could be led by
+# a file to run code or open other files, in safe mode too (CVE-2025-1550 was the first).
+_MODULES = tuple(
+    f"{root}.{part}"
+    for root in ("keras", "keras.src")
+    for part in ("layers", "models", "initializers", "regularizers", "constraints", "dtype_policies", "ops")
+)
+_VALUES = frozenset({"__keras_tensor__", "__tensor__", "__numpy__", "__ellipsis__", "__slice__"})
+_REFUSED = frozenset(
+    {"Lambda", "TorchModuleWrapper", "JaxLayer", "FlaxLayer", "TFSMLayer"}
+    | {"StringLookup", "IntegerLookup", "TextVectorization"}
+)
 
 
 class KerasModule(nn.Module):
@@ -104,12 +116,16 @@ class KerasModule(nn.Module):
     def regularization(self) -> torch.Tensor | None:
         """Return the penalties that the configuration puts on the weights, a scalar; None when there are none."""
         arrays = self._arrays()
-        terms = [
-            variable.regularizer(arrays[self._names[id(variable)]])
+        pairs = [
+            (variable.regularizer, arrays[self._names[id(variable)]])
             for variable in self._shared.model.trainable_variables
             if variable.regularizer is not None
         ]
-        return torch.stack(terms).sum() if terms else None
+        if not pairs:
+            return None
+        with import_keras().device(str(pairs[0][1].device)):
+            terms = [regularizer(array) for regularizer, array in pairs]
+        return torch.stack(terms).sum()
 
     def weights(self) -> list[np.ndarray]:
         """Return copies of all arrays in the order of Keras' ``model.weights``."""
@@ -187,14 +203,58 @@ def from_config(config: Mapping[str, Any]) -> KerasModule:
         ModelError: Keras cannot rebuild it: a Lambda layer, a class that is not Keras' own, a damaged configuration.
     """
     keras = import_keras()
+    complete = _with_modules(config, "keras")
+    _refuse_code(complete)
     try:
         with isolated(0), keras.device("cpu"):
-            model = keras.saving.deserialize_keras_object(_with_modules(config, "keras"), safe_mode=True)
+            model = keras.saving.deserialize_keras_object(complete, safe_mode=True)
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, NotImplementedError, RuntimeError) as error:
         raise ModelError(f"Keras cannot rebuild the model: {_reason(error)}") from error
     if not isinstance(model, keras.Model):
         raise ModelError(f"the configuration describes a {type(model).__name__}, not a model")
     return KerasModule(model)
+
+
+def _refuse_code(config: Any) -> None:
+    """Refuse a configuration that names anything but Keras' own layers and what belongs to them.
+
+    Raises:
+        ModelError: The class is named.
+    """
+    stack = [config]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            if "class_name" in value and not _is_harmless(value):
+                kind, module = value["class_name"], value.get("module")
+                name = f"function {value.get('config')}" if kind == "function" else kind
+                raise ModelError(
+                    f"{name} of the module {module} is none of Keras' own layers, and is never run from a file"
+                )
+            stack.extend(value.values())
+        elif isinstance(value, list | tuple):
+            stack.extend(value)
+
+
+def _is_harmless(row: Mapping[str, Any]) -> bool:
+    keras = import_keras()
+    kind, module, registered = row["class_name"], row.get("module"), row.get("registered_name")
+    if not isinstance(kind, str) or not isinstance(module, str | None):
+        return False
+    if kind == "function":
+        name = row.get("config")
+        known = isinstance(name, str) and (hasattr(keras.activations, name) or _is_registered(name))
+        return known and module in (None, "builtins", "keras.activations")
+    if kind.startswith("__"):
+        return kind in _VALUES
+    if _is_registered(registered):  # by code of the user's own that runs in this process
+        return True
+    inside = module in (None, "keras") or f"{module}.".startswith(tuple(f"{m}." for m in _MODULES))
+    return inside and kind not in _REFUSED
+
+
+def _is_registered(name: Any) -> bool:
+    return isinstance(name, str) and import_keras().saving.get_registered_object(name) is not None
 
 
 def _leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -231,7 +291,8 @@ def _gives_probabilities(model: Any) -> bool:
     if hasattr(last, "activation"):
         return getattr(last.activation, "__name__", "") in ("softmax", "sigmoid", "hard_sigmoid")
     shape = [int(n or 4) for n in model.inputs[0].shape[1:]]
-    with torch.no_grad():
+    where = str(model.weights[0].value.device) if model.weights else "cpu"
+    with torch.no_grad(), import_keras().device(where):
         y = model(torch.rand(8, *shape, generator=torch.Generator().manual_seed(0))).cpu()
     return bool((y >= 0).all()) and bool(((y.sum(1) - 1).abs() < 1e-3).all())
 
@@ -241,8 +302,8 @@ def _numpy(array: torch.Tensor) -> np.ndarray:
 
 
 def _with_modules(row: Mapping[str, Any], module: str) -> dict[str, Any]:
-    """Add the ``module`` that files of older Keras versions leave out, to a model and the layers in it."""
-    row = {"module": module, "registered_name": None, **row}
+    """Add the ``module`` that older files leave out, to a model and its layers; how it was compiled is left out."""
+    row = {"module": module, "registered_name": None, **{k: v for k, v in row.items() if k != "compile_config"}}
     config = row.get("config")
     if isinstance(config, Mapping) and isinstance(config.get("layers"), list):
         layers = [_with_modules(layer, "keras" if _nested(layer) else "keras.layers") for layer in config["layers"]]

@@ -68,7 +68,7 @@ class Model:
             )
 
     def to(self, device: torch.device) -> Model:
-        """Move the module to ``device``, in place; returns the model."""
+        """Move the module to ``device``, in place; returns the model. A Trainer that is bound to it loses its hold."""
         self.module.to(device)
         return self
 
@@ -86,7 +86,7 @@ def device(name: str | None = None) -> torch.device:
     """Choose the device: ``name``, else the environment variable FEDLOOM_DEVICE, else a GPU when there is one.
 
     Raises:
-        UsageError: The device does not exist on this machine.
+        UsageError: The device does not exist on this machine, or is neither a processor nor a CUDA GPU.
 
     Example:
         >>> device("cpu")
@@ -98,4 +98,6 @@ def device(name: str | None = None) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"device '{name}' cannot be used here: {str(error).splitlines()[0]}") from error
+    if chosen.type not in ("cpu", "cuda"):  # Apple's GPU has no float64, which the sums are kept in
+        raise UsageError(f"device '{name}' cannot be used: choose cpu or cuda")
     return chosen

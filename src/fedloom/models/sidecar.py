@@ -7,6 +7,7 @@ to rebuild the model. It carries the checksum of its file, so that a sidecar lef
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,11 @@ from typing import Any
 import torch
 
 from fedloom import files
+from fedloom.errors import DataError, FedloomError, ModelError
+from fedloom.models.architecture import Architecture
+
+_MOST = 1 << 24  # of classes, and of any axis of a sample
+_MOST_MEMBERS = 1000
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,54 @@ def read(model_path: str | Path) -> tuple[Sidecar | None, str]:
         return None, f"{path.name} is not a sidecar of fedloom"
     if value["file_sha256"] != files.sha256(model_path):
         return None, f"{path.name} belongs to another version of {Path(model_path).name}: its checksum differs"
-    return files.from_json(Sidecar, value, path), ""
+    found = files.from_json(Sidecar, value, path)
+    for name, default in vars(Sidecar()).items():
+        if not isinstance(getattr(found, name), type(default)):
+            raise DataError(f"{path}: damaged: '{name}' is {getattr(found, name)!r:.40}", file=str(path))
+    return found, ""
+
+
+def description(path: str | Path, value: object) -> dict[str, Any]:
+    """Check what a sidecar or a file's metadata says of its model: somebody else may have written it.
+
+    Args:
+        path: The model file, for the message.
+        value: What ``Model.describe()`` gave, or an empty mapping.
+
+    Returns:
+        A copy; every field that is there has its type and a sane size.
+
+    Raises:
+        ModelError: A field is damaged; it is named.
+    """
+    known = dict(value) if isinstance(value, Mapping) else {}
+    architecture = known.get("architecture", {"kind": "bare"})
+    wrong = "" if isinstance(value, Mapping) and isinstance(architecture, Mapping) else "no JSON object"
+    if not wrong:
+        try:
+            arguments = Architecture.from_json(architecture).arguments
+        except FedloomError as error:
+            wrong = str(error)
+        else:
+            high = known.get("input_high")
+            rules = {
+                "input_high": high is None or (isinstance(high, int | float) and 0 < high < math.inf),
+                "input_shape": all(_is_shape(a.get("input_shape", ())) for a in (known, arguments)),
+                "n_classes": all(_is_count(a.get("n_classes", 0), _MOST) for a in (known, arguments)),
+                "members": _is_count(arguments.get("members", 0), _MOST_MEMBERS),
+            }
+            wrong = next((name for name, fine in rules.items() if not fine), "")
+    if wrong:
+        raise ModelError(f"{path}: what its sidecar or metadata says of the model is damaged ({wrong})", file=str(path))
+    return known
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and 0 <= value <= most
+
+
+def _is_shape(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(n, int) and -1 <= n <= _MOST for n in value)
 
 
 def digest(vector: torch.Tensor) -> str:

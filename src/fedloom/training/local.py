@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedloom import rng
-from fedloom.errors import DataError, TrainingError, UsageError, unknown
+from fedloom.errors import ArchitectureError, DataError, TrainingError, UsageError, unknown
 from fedloom.models.model import Model
 from fedloom.records import ClientUpdate, Correction
 from fedloom.training.shard import Shard
@@ -81,8 +81,21 @@ class LocalConfig:
 class Trainer:
     """One client's training, epoch by epoch, so that it can be shown, stopped and resumed.
 
-    Every epoch draws its order and its dropout from ``(seed, "train", shard.name, epoch)``: resuming after epoch k
-    gives the same bits as going on.
+    Every epoch draws its order and its dropout from ``(seed, shard.name, epoch)``: resuming after epoch k gives the
+    same bits as going on.
+
+    Args:
+        model: Lends its module, whose trainable parameters become views of one flat tensor: until training is over
+            no second trainer may take it, and it may not be moved. It is moved to the shard's device here.
+        start: Where training starts and the proximal term pulls to, float32 (P,), on any device.
+        shard: The client's samples.
+        config: How to train.
+        correction: What the algorithm adds to every gradient; its drift may be on any device.
+        seed: Of batch orders and dropout.
+
+    Raises:
+        DataError: The shard is empty.
+        ArchitectureError: The start or the drift has another length than the model.
     """
 
     def __init__(
@@ -98,9 +111,17 @@ class Trainer:
             raise DataError(f"{shard.name}: there is not one sample to train on", client=shard.name)
         self.model, self.shard, self.config, self.seed = model, shard, config, seed
         self.correction = correction or Correction()
-        model.load(start)
-        device = shard.x.device
-        self._flat = nn.Parameter(start[: model.layout.trainable].detach().to(device, copy=True))
+        device, head = shard.x.device, model.layout.trainable
+        drift = self.correction.drift
+        if drift is not None and tuple(drift.shape) != (head,):
+            raise ArchitectureError(
+                f"a drift of shape {tuple(drift.shape)} does not fit a model of {head} trainable numbers",
+                expected=(head,),
+                found=tuple(drift.shape),
+            )
+        self._drift = None if drift is None else drift.to(device)
+        model.to(device).load(start)
+        self._flat = nn.Parameter(start[:head].detach().to(device, copy=True))
         self._flat.grad = torch.zeros_like(self._flat)
         self._anchor = self._flat.detach().clone() if self.correction.pull else None
         self._bind()
@@ -118,7 +139,7 @@ class Trainer:
             ``loss`` (mean cross-entropy in nats, without penalties) and ``accuracy`` (0-1) over the epoch.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The loss or the weights are not finite.
         """
         self.epoch += 1
         n, size = len(self.shard), self.config.batch_size or len(self.shard)
@@ -138,9 +159,10 @@ class Trainer:
                 if on_batch is not None:
                     on_batch(len(index))
         mean = float(loss_sum) / n
-        if not math.isfinite(mean):
+        if not math.isfinite(mean) or not bool(torch.isfinite(self._flat).all()):
+            what = f"the loss became {mean}" if not math.isfinite(mean) else "the weights grew beyond float32"
             raise TrainingError(
-                f"{self.shard.name}: the loss became {mean} in epoch {self.epoch}: use a lower --lr (now {self.config.lr})",
+                f"{self.shard.name}: {what} in epoch {self.epoch}: use a lower --lr (now {self.config.lr})",
                 client=self.shard.name,
                 epoch=self.epoch,
             )
@@ -151,19 +173,16 @@ class Trainer:
         return self.model.vector()
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return everything that resuming needs, as named tensors."""
+        """Return copies of everything that resuming needs, as named tensors."""
         inner = self._optimizer.state_dict()["state"].get(0, {})
-        tensors = {f"optimizer.{k}": torch.as_tensor(v) for k, v in inner.items() if v is not None}
+        tensors = {f"optimizer.{k}": torch.as_tensor(v).clone() for k, v in inner.items() if v is not None}
         return {"vector": self.vector(), "progress": torch.tensor([self.epoch, self.steps]), **tensors}
 
     def resume(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what ``state`` returned."""
+        """Go on from what ``state`` returned, on any device; the tensors given are not changed later."""
         self.model.load(state["vector"])
-        with torch.no_grad():
-            self._flat.copy_(state["vector"][: self.model.layout.trainable])
-        self._bind()
         self.epoch, self.steps = (int(v) for v in state["progress"])
-        inner = {k.removeprefix("optimizer."): v for k, v in state.items() if k.startswith("optimizer.")}
+        inner = {k.removeprefix("optimizer."): v.clone() for k, v in state.items() if k.startswith("optimizer.")}
         whole = self._optimizer.state_dict()
         whole["state"] = {0: inner} if inner else {}
         self._optimizer.load_state_dict(whole)
@@ -193,8 +212,8 @@ class Trainer:
         with torch.no_grad():
             if self._anchor is not None:
                 grad.add_(self._flat - self._anchor, alpha=self.correction.pull)
-            if self.correction.drift is not None:
-                grad.add_(self.correction.drift)
+            if self._drift is not None:
+                grad.add_(self._drift)
         self._optimizer.step()
         self.steps += 1
         return loss.detach(), (logits.detach().argmax(1) == y).sum()
@@ -228,10 +247,11 @@ def cohort(
         seed: Of batch orders and dropout.
 
     Yields:
-        One update per client, in the order of ``shards``.
+        One update per client, in the order of ``shards``; its delta is on the shard's device.
     """
     for shard in shards:
         trainer = Trainer(model, start, shard, config, correction, seed)
         for _ in range(config.epochs):
             metrics = trainer.run_epoch()
-        yield ClientUpdate(shard.name, trainer.vector() - start, float(len(shard)), trainer.steps, metrics)
+        vector = trainer.vector()
+        yield ClientUpdate(shard.name, vector - start.to(vector.device), float(len(shard)), trainer.steps, metrics)

@@ -59,8 +59,10 @@ class Shard:
         return len(self.y)
 
     def inputs(self, index: torch.Tensor | slice) -> torch.Tensor:
-        """Return the samples at ``index`` as float32 (B, *input_shape), in the model's scale."""
+        """Return the samples at ``index`` as float32 (B, *input_shape), in the model's scale: a copy."""
         x = self.x[index]
         if x.dtype != torch.float32:
             return x.float().div_(self.divisor)
-        return x if self.divisor == 1.0 else x / self.divisor
+        if self.divisor != 1.0:
+            return x / self.divisor
+        return x.clone() if isinstance(index, slice) else x  # a user's module may write into its input

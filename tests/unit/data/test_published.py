@@ -140,7 +140,7 @@ def test_a_closed_network_is_explained_in_one_line(bare):
 
 
 @needs_files
-def test_what_is_found_nowhere_is_downloaded_once_and_verified(bare):
+def test_what_is_found_nowhere_is_downloaded_once_with_a_progress_bar_and_verified(bare, capsys):
     code = "import http.server; http.server.test(http.server.SimpleHTTPRequestHandler, port=0, bind='127.0.0.1')"
     server = subprocess.Popen(
         [sys.executable, "-u", "-c", code],
@@ -157,6 +157,7 @@ def test_what_is_found_nowhere_is_downloaded_once_and_verified(bare):
         server.wait(10)
         server.stdout.close()
     assert sorted(p.name for p in (cache_dir() / "mnist").iterdir()) == sorted(f"{s}.gz" for s in STEMS["test"])
+    assert f"{STEMS['test'][0]}.gz" in capsys.readouterr().err
     again = load_published("mnist", "test", mirrors=DEAD)
     np.testing.assert_array_equal(again.x, first.x)
 

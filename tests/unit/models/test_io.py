@@ -10,9 +10,11 @@ import torch
 from sklearn.datasets import load_digits, load_iris
 
 from fedloom.data.dataset import Dataset
-from fedloom.errors import ArchitectureError, ModelError, UsageError
-from fedloom.models import io, sidecar, zoo
+from fedloom.errors import ArchitectureError, DataError, ModelError, UsageError
+from fedloom.models import io, sidecar, torch_files, zoo
+from fedloom.models.architecture import Architecture
 from fedloom.models.ensemble import ensemble
+from fedloom.models.model import Model
 from fedloom.models.sidecar import Sidecar
 
 DIGITS = Dataset.of(load_digits().images.astype(np.uint8), load_digits().target, name="digits")
@@ -122,6 +124,18 @@ def test_architectures_differ_by_the_first_thing():
     assert io.difference(base, io.create("2nn", DIGITS, seed=9)) is None
 
 
+def test_fresh_weights_reach_every_parameter_of_a_factorys_model(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.w = nn.Parameter(torch.randn(10, 64))\n\n"
+        "    def forward(self, x):\n        return x.flatten(1) @ self.w.T\n"
+    )
+    model = io.create(f"{tmp_path / 'net.py'}:Net", DIGITS, seed=1)
+    start = model.vector()
+    io.initialize(model, 1, "ana")
+    assert (model.vector() != start).all()
+
+
 def test_fresh_weights_depend_on_seed_and_path_alone(net):
     for reference in ("2nn", net):
         a, b, c = (io.create(reference, DIGITS, seed=1) for _ in range(3))
@@ -178,3 +192,52 @@ def test_an_ensemble_of_pytorch_models_survives_its_file(tmp_path, net):
         expected = torch.stack([m.logits(x).softmax(1) for m in members]).mean(0)
         back = io.load(io.save(ensemble(members), tmp_path / "e.pt"), net)
         torch.testing.assert_close(back.logits(x).softmax(1), expected)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("x", "no JSON object"),
+        ({"architecture": 5}, "no JSON object"),
+        ({"architecture": {"kind": "keras"}}, "'config' is None"),
+        ({"architecture": {"kind": "zzz"}}, "unknown kind of model 'zzz'"),
+        ({"architecture": {"kind": "torch", "factory": "os:system", "arguments": []}}, "'arguments'"),
+        ({"architecture": {"kind": "torch", "factory": "a:b", "arguments": {"members": 10**9}}}, "members"),
+        ({"input_high": "255"}, "input_high"),
+        ({"input_high": -1}, "input_high"),
+        ({"input_shape": [10**12]}, "input_shape"),
+        ({"n_classes": "3"}, "n_classes"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_damaged_description_is_one_line(tmp_path, said, words):
+    model = io.create("2nn", DIGITS)
+    arrays = model.module.state_dict()
+    torch_files.write_state(tmp_path / "a.pt", arrays, {io.METADATA: json.dumps(said)})
+    path = io.save(model, tmp_path / "b.keras")
+    sidecar.write(path, sidecar.Sidecar(model=said))
+    for file in (tmp_path / "a.pt", path):
+        with pytest.raises((ModelError, DataError), match=words if file.suffix == ".pt" else "damaged") as info:
+            io.load(file)
+        assert str(tmp_path) in str(info.value)
+
+
+def test_members_that_write_into_their_inputs_or_give_probabilities_fit_an_ensemble():
+    class Halved(torch.nn.Module):
+        def forward(self, x):
+            return x.mul_(0.5)
+
+    linear = torch.nn.Linear(4, 3)
+    modules = [torch.nn.Sequential(Halved(), linear), torch.nn.Sequential(Halved(), linear, torch.nn.Softmax(1))]
+    pairs = zip(modules, ("logits", "probabilities"), strict=True)
+    members = [Model(m, Architecture("torch", factory="a:b"), (4,), 3, output=kind) for m, kind in pairs]
+    x = torch.rand(5, 4)
+    with torch.no_grad():
+        expected = linear(x / 2).softmax(1)
+        torch.testing.assert_close(ensemble(members).logits(x).softmax(1), expected)
+
+
+def test_a_description_too_deep_to_read_is_one_line(tmp_path):
+    torch_files.write_state(tmp_path / "a.pt", {"w": torch.ones(2)}, {io.METADATA: "[" * 100_000})
+    with pytest.raises(ModelError, match="description is damaged"):
+        io.load(tmp_path / "a.pt")

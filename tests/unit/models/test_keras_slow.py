@@ -222,6 +222,45 @@ def test_code_in_a_lambda_is_refused():
     assert "\n" not in str(info.value)
 
 
+def function(module, name):
+    return {"module": module, "class_name": "function", "config": name, "registered_name": name}
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("activation", function("builtins", "print")),
+        ("activation", function("os", "system")),
+        ("kernel_initializer", {"module": "subprocess", "class_name": "Popen", "config": {"args": "ls"}}),
+        ("kernel_regularizer", {"module": "keras.utils", "class_name": "get_file", "config": {}}),
+        ("kernel_constraint", {"module": "keras.layersX", "class_name": "Dense", "config": {}}),
+        ("activation", {"module": "keras.layers", "class_name": "TorchModuleWrapper", "config": {}}),
+        (
+            "activation",
+            {"module": "keras.layers", "class_name": "StringLookup", "config": {"vocabulary": "/etc/passwd"}},
+        ),
+        ("activation", {"class_name": "__lambda__", "config": {"value": "x"}}),
+    ],
+)
+def test_what_is_not_keras_own_is_never_handed_to_keras(where, value):
+    config = keras.saving.serialize_keras_object(keras.Sequential([layers.Input((4, 2)), layers.LSTM(3)]))
+    config["config"]["layers"][1]["config"][where] = value
+    with pytest.raises(ModelError, match="none of Keras' own layers"):
+        from_config(config)
+
+
+def test_classes_that_the_users_own_code_has_registered_are_taken():
+    @keras.saving.register_keras_serializable("fedloom_test")
+    class Doubled(layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    model = keras.Sequential([layers.Input((8, 8)), layers.LSTM(3, "elu"), Doubled(), layers.Dense(2)])
+    config = keras.saving.serialize_keras_object(model)
+    compiled = {"optimizer": {"module": "os", "class_name": "system", "config": {}}}  # not looked at
+    assert from_config({**config, "compile_config": compiled}).n_classes == 2
+
+
 def test_what_cannot_be_rebuilt_is_refused():
     with pytest.raises(ModelError, match="NoSuchLayer"):
         from_config({"class_name": "NoSuchLayer", "config": {}, "module": "keras.layers", "registered_name": None})

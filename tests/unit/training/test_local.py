@@ -9,9 +9,9 @@ from torch.nn import functional
 
 from fedloom import rng
 from fedloom.data import load_data
-from fedloom.errors import DataError, TrainingError, UsageError
+from fedloom.errors import ArchitectureError, DataError, TrainingError, UsageError
 from fedloom.models import io
-from fedloom.models.model import Model
+from fedloom.models.model import Model, device
 from fedloom.records import Correction
 from fedloom.training.evaluate import evaluate, predict
 from fedloom.training.local import LocalConfig, Trainer, cohort
@@ -170,3 +170,38 @@ def test_an_empty_shard_is_refused():
 def test_every_bad_value_is_named(change, words):
     with pytest.raises(UsageError, match=words):
         LocalConfig(**change)
+
+
+@pytest.mark.parametrize("length", [1, fresh().layout.trainable + 1])
+def test_a_drift_of_another_length_is_refused(length):
+    model = fresh()
+    with pytest.raises(ArchitectureError, match=rf"a drift of shape \({length},\) does not fit"):
+        Trainer(model, model.vector(), Shard.of(DATA, model), LocalConfig(), Correction(drift=torch.ones(length)))
+
+
+def test_weights_that_overflow_in_the_last_step_are_named():
+    model = fresh()
+    trainer = Trainer(model, model.vector(), Shard.of(DATA, model, "luis"), LocalConfig(1, 0, "adam", 1e39))
+    with pytest.raises(TrainingError, match=r"luis: the weights grew beyond float32 in epoch 1"):
+        trainer.run_epoch()
+
+
+def test_a_state_can_be_resumed_twice():
+    config, model = CONFIGS[3], fresh()
+    shard = Shard.of(DATA, model, "ana")
+    first = Trainer(model, model.vector(), shard, config, seed=5)
+    first.run_epoch()
+    state, ends = first.state(), []
+    first.run_epoch()
+    for _ in range(2):
+        again = Trainer(fresh(), model.vector(), shard, config, seed=5)
+        again.resume(state)
+        again.run_epoch()
+        ends.append(again.vector())
+    assert torch.equal(ends[0], ends[1])
+    assert torch.equal(ends[0], first.vector())
+
+
+def test_a_device_that_cannot_do_the_sums_is_refused():
+    with pytest.raises(UsageError, match="device 'meta' cannot be used: choose cpu or cuda"):
+        device("meta")

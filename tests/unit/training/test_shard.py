@@ -63,3 +63,16 @@ def test_channels_are_moved_not_mixed():
 def test_labels_outside_the_models_classes_are_refused():
     with pytest.raises(DataError, match="digits: label 7 in row 7 lies outside the model's 7 classes"):
         Shard.of(IMAGES, model((8, 8), classes=7))
+
+
+def test_a_module_that_writes_into_its_input_does_not_change_the_data():
+    data = Dataset.of(load_iris().data, load_iris().target)
+    shard = Shard.of(data, model((4,), None))
+    shard.inputs(slice(None)).zero_()
+    np.testing.assert_array_equal(shard.x, load_iris().data.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">f8", ">i2", "longdouble", "float16", "uint16"])
+def test_every_kind_of_number_becomes_an_input(dtype):
+    data = Dataset.of(DIGITS.data.astype(dtype), DIGITS.target, high=16.0)
+    np.testing.assert_array_equal(Shard.of(data, model((64,), 16.0)).inputs(slice(None)), DIGITS.data)

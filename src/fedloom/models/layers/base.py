@@ -88,7 +88,8 @@ class Layer(nn.Module):
     def write(self, weight: Weight, array: np.ndarray) -> None:
         """Copy one weight in; ``array`` has the shape ``weight.shape``."""
         target: Tensor = getattr(self, weight.attribute)
-        kept = array if array.dtype.kind in "iu" else array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused, by name, where it is used
+            kept = array if array.dtype.kind in "iu" else array.astype(np.float32)
         source = torch.from_numpy(np.array(kept, order="C")).to(target.device)
         with torch.no_grad():
             target.copy_(source.permute(weight.axes).reshape(target.shape))
