@@ -50,6 +50,14 @@ def _of_rule(rule: aggregate.Rule) -> Method:
 METHODS: dict[str, Method] = _table()
 
 
+class StartMissing(MergeError):  # noqa: N818 - what is missing is not an error of the user's
+    """A method needs the model that the members started from, and was not given it."""
+
+    def __init__(self, method: str, when: str = "") -> None:
+        self.reason = f"needs the model that the members started from{when}"
+        super().__init__(f"{method} {self.reason}", method=method)
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a method is told about one member.
@@ -119,6 +127,7 @@ def merge_vectors(
 
     Raises:
         UsageError: An unknown method or option.
+        StartMissing: ``previous`` is needed.
         MergeError: The method cannot be applied to these members; the message says why.
     """
     family = check_method(method).family
@@ -167,7 +176,7 @@ def _weights(given: _Context) -> tuple[list[float], tuple[str, ...]]:
 
 def _mean(given: _Context, vectors: Iterable[torch.Tensor]) -> Merged:
     if given.options:
-        raise unknown(f"option of {given.method}", next(iter(given.options)), [])
+        raise UsageError(f"'{given.method}' has no options, and '{next(iter(given.options))}' is given")
     weights, notes = _weights(given)
     mean = aggregate.StreamingMean(given.layout.size)
     for name, vector, weight in zip(given.names, vectors, weights, strict=True):
@@ -178,17 +187,14 @@ def _mean(given: _Context, vectors: Iterable[torch.Tensor]) -> Merged:
 def _server(given: _Context, vectors: Iterable[torch.Tensor]) -> Merged:
     previous = given.previous
     if previous is None:
-        raise MergeError(
-            f"'{given.method}' moves the previous global model by the members' mean update, and needs it: "
-            "pass --previous with that model (the shared start for the first merge)"
-        )
+        raise StartMissing(given.method)
     optimizer = server_opt.make(given.method, trainable=given.layout.trainable, options=given.options)
     mean = _mean(replace(given, options={}), vectors)
     state = given.state or optimizer.init(previous)
     vector, after = optimizer.step(state, previous, mean.vector - previous)
     notes = mean.notes
     if not given.state:
-        notes += (f"first step of {given.method}: its memory is empty, it shows its strength over several rounds",)
+        notes += ("first step: no memory of earlier rounds yet",)
     return Merged(vector, mean.weights, after, notes)
 
 
@@ -212,12 +218,9 @@ def _fednova(given: _Context, vectors: Iterable[torch.Tensor]) -> Merged:
     norms = [_norm(e) for e in given.entries]
     if given.previous is None and len(set(norms)) > 1:
         steps = [e.steps for e in given.entries]
-        raise MergeError(
-            f"'fednova' needs the start when the local steps differ (here {min(steps)} to {max(steps)}): "
-            "pass --previous with the model that all members started from"
-        )
+        raise StartMissing("fednova", f" when their local steps differ (here {min(steps)} to {max(steps)})")
     if any(e.local.get("optimizer", "sgd") != "sgd" for e in given.entries):
-        notes += ("fednova's normalisation is derived for SGD; for Adam the plain number of steps is used",)
+        notes += ("derived for SGD; for Adam the plain number of steps counts",)
     vector = aggregate.combine(
         "fednova", given.cohort(vectors), weights=weights, norms=norms, centre=given.previous, options=given.options
     )

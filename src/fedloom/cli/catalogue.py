@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from rich import box
 from rich.table import Table
 
@@ -26,7 +28,7 @@ def _methods() -> Rows:
     rows: list[tuple[str, ...]] = []
     for name, method in METHODS.items():
         options = ", ".join(n if default is None else f"{n}={default:g}" for n, default in method.options.items())
-        rows.append((name, method.title, options, method.paper))
+        rows.append((name, method.title, options, re.sub(r'"[^"]*", ', "", method.paper)))
     return ("method", "what it does", "options (--set)", "source"), rows
 
 

@@ -12,7 +12,7 @@ from fedloom.cli.options import PATH
 from fedloom.errors import unknown
 
 
-@click.command()
+@click.command(short_help="Split data into a folder per member, with one shared start.")
 @click.argument("data")
 @click.option("-n", "--clients", type=int, help="The number of members.")
 @click.option("--names", help="Their names, separated by commas.")
@@ -20,9 +20,11 @@ from fedloom.errors import unknown
     "--scheme", default="stratified", show_default=True, help="How to split; 'fedloom list schemes' explains."
 )
 @click.option("--out", type=PATH, default="parts", show_default=True, help="The folder to make.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the split and of the initial weights.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="The seed of the split and of the initial weights."
+)
 @click.option("--model", help="A zoo name, file.py:function, module:name or a Keras file; 'fedloom list models'.")
-@click.option("--format", "model_format", help="Of the model files: keras, h5, safetensors or pt.")
+@click.option("--format", "model_format", help="The format of the model files: keras, h5, safetensors or pt.")
 @click.option("--alpha", type=float, help="dirichlet: the concentration; small is skewed.")
 @click.option("--per-client", type=int, help="shards, labels: how many of them per client.")
 @click.option("--sizes", "distribution", help="quantity: lognormal or powerlaw.")
@@ -55,25 +57,25 @@ def split(data: str, names: str | None, column: str | None, **given: Any) -> Non
     show.table(class_table(made.class_counts, made.class_names))
     show.line(f"{len(made.members)} folders in {made.out}; every one holds the same start ({made.model})")
     show.line(f"picture: {made.picture}")
-    show.line(f"next:    fedloom train {made.out / made.members[0]}")
+    show.line(f"next:    {made.command}")
 
 
 _SCHEME_OPTIONS = ("alpha", "per_client", "distribution", "sigma", "exponent", "min_size")
 
 
-@click.command()
+@click.command(short_help="Train the shared model on one member's data.")
 @click.argument("folder", type=PATH)
 @click.option("--epochs", type=int, default=5, show_default=True, help="Passes over the member's samples.")
 @click.option("--optimizer", default="adam", show_default=True, help="sgd, adam or adamw.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Learning rate.")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="0 for all samples in one step.")
-@click.option("--momentum", type=float, default=0.0, show_default=True, help="Of SGD.")
+@click.option("--momentum", type=float, default=0.0, show_default=True, help="The momentum of SGD, 0 to 1.")
 @click.option("--weight-decay", type=float, default=0.0, show_default=True, help="Pull of the weights towards 0.")
 @click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
 @click.option("--prox-mu", type=float, default=0.0, show_default=True, help="FedProx: the pull to the start.")
 @click.option("--fresh-start", is_flag=True, help="Random weights of its own; such models cannot be averaged.")
 @click.option("--out", type=PATH, help="The model file: .keras, .h5, .safetensors or .pt.")
-@click.option("--seed", type=int, help="Of batch orders and dropout; the split's when left out.")
+@click.option("--seed", type=int, help="The seed of batch orders and dropout; the split's when left out.")
 @options.model_code
 @options.device
 @options.quiet
@@ -91,7 +93,9 @@ def train(folder: Path, quiet: bool, **given: Any) -> None:
 @click.argument("models", nargs=-1, required=True)
 @options.method
 @click.option("--out", type=PATH, required=True, help="The file to write; its suffix chooses the format.")
-@click.option("--weights", help="For weighted: 0.6,0.4,... or 'accuracy' together with --data.")
+@click.option(
+    "--weights", help="For weighted: shares (0.6,0.4,...), whole numbers (240,160,...), or 'accuracy' with --data."
+)
 @click.option("--data", help="Validation data for --weights accuracy.")
 @click.option("--previous", type=PATH, help="The global model that the members started from.")
 @options.rule
@@ -109,7 +113,7 @@ def merge(models: tuple[str, ...], method: str, weights: str | None, settings: t
     show.line(f"{made.method} of {len(made.members)} models: {made.out}")
 
 
-@click.command()
+@click.command(short_help="Compare members, methods and central training.")
 @click.argument("models", nargs=-1, required=True)
 @click.option("--data", required=True, help="The test set: a name, a path, or x_test.npy,y_test.npy.")
 @click.option("--train-central", "central", type=PATH, help="The split's folder: train on all parts together, too.")
@@ -129,7 +133,7 @@ def compare(models: tuple[str, ...], methods: str | None, quiet: bool, **given: 
     show.line(f"report: {given['out'] / 'report.html'}")
 
 
-@click.command("next-round")
+@click.command("next-round", short_help="Merge, and hand the result out as the next shared start.")
 @click.argument("parts", type=PATH)
 @click.option("--models", multiple=True, help="The members' files; their folders are searched when left out.")
 @click.argument("more", nargs=-1, metavar="")
@@ -147,14 +151,14 @@ def next_round(
     made = run(parts, [*models, *more] or None, options=options.settings_of(settings), **given)
     show.notes(made.notes)
     show.line(f"round {made.round}: {made.global_model}, and as start in {len(made.folders)} folders")
-    show.line(f"next:    fedloom train {made.folders[0]}")
+    show.line(f"next:    {made.command}")
 
 
-@click.command()
+@click.command(short_help="Show the whole journey in about a minute.")
 @click.option("--dataset", default="digits", show_default=True, help="digits, mnist or fashion-mnist.")
 @click.option("--out", type=PATH, default="fedloom-demo", show_default=True, help="The folder to write.")
 @click.option("--model", help="A zoo name.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of everything.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of everything.")
 @options.data_dir
 @options.device
 @options.quiet

@@ -45,8 +45,8 @@ def comparison(made: Comparison) -> None:
 
     table(comparison_table(made))
     findings(made.findings)
-    for name, reason in made.refused.items():
-        line(f"not run: {name}: {reason}")
+    for methods, reason in made.not_run():
+        line(f"not run: {', '.join(methods)}: {reason}")
 
 
 def _marked(word: str, colour: str, text: str) -> None:

@@ -19,6 +19,7 @@ from fedloom.models.sidecar import Sidecar
 from fedloom.offline import member as members
 from fedloom.offline.collect import ModelFile
 from fedloom.offline.fit import fit, forget
+from fedloom.report import words
 from fedloom.training.local import LocalConfig, Trainer
 from fedloom.training.shard import Shard
 
@@ -78,9 +79,7 @@ def train_central(
     seed, start = described[0].seed, model.vector()
     identity = {**config.to_json(), "seed": seed, "start": sidecar.digest(start), "data": _checksums(described)}
     path = out / f"central{start_file.suffix}"
-    note = (
-        f"all members' samples together, {config.epochs} epoch{'' if config.epochs == 1 else 's'} of {config.optimizer}"
-    )
+    note = f"all samples, {words.many(config.epochs, 'epoch')} of {config.optimizer}"
     kept = _kept(path, identity, reference)
     if kept:
         return Central(*kept, 0.0, note)

@@ -139,13 +139,22 @@ def _model_file(path: Path) -> Path:
     if path.is_dir():
         trained = _of_member(path)
         if trained is None:
-            raise DataError(f"{path}: a folder, not a model file", file=str(path))
+            raise DataError(f"{path}: a folder, not a model file{_inside(path)}", file=str(path))
         path = trained
     if not path.is_file():
         raise DataError(f"{path}: no such file", file=str(path))
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path}: '{path.suffix}' is no model file; known: {', '.join(SUFFIXES)}")
     return path
+
+
+def _inside(folder: Path) -> str:
+    """Name the pattern of the model files in a folder, or in the members' folders in it; empty when there are none."""
+    for below in ("*", "*/*"):
+        suffixes = sorted({p.suffix for p in folder.glob(below)} & set(SUFFIXES))
+        if suffixes:
+            return f"; for those in it: {folder / below}{suffixes[0]}"
+    return ""
 
 
 def _of_member(folder: Path) -> Path | None:

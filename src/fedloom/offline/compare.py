@@ -16,8 +16,8 @@ import torch
 from fedloom import report
 from fedloom.data import load_evaluation
 from fedloom.data.dataset import Dataset
-from fedloom.errors import FedloomError, ModelError, UsageError
-from fedloom.merging import METHODS, check_method, merge_vectors
+from fedloom.errors import DataError, FedloomError, ModelError, UsageError
+from fedloom.merging import METHODS, StartMissing, check_method, merge_vectors
 from fedloom.metrics import Counts
 from fedloom.models import io
 from fedloom.models.model import Model, device
@@ -26,6 +26,7 @@ from fedloom.offline.central import train_central
 from fedloom.offline.collect import ModelFile, check_finite, check_same, model_files
 from fedloom.offline.progress import Advance, bar
 from fedloom.records import RoundRecord
+from fedloom.report import words
 from fedloom.report.comparison import Comparison, Finding, Row
 from fedloom.training.evaluate import predict
 from fedloom.training.shard import Shard
@@ -80,6 +81,7 @@ def compare(
         raise UsageError("every file is a merged model already: add the members' files")
     dataset = load_evaluation(data, data_dir)
     first = io.load(members[0].path, model, dataset)
+    _check_features(dataset, first, members[0].path)
     dataset = dataset.with_classes(first.n_classes or dataset.n_classes)
     bench = _Bench(dataset, device(device_name), model)
     with bar("comparing", len(found) + len(chosen), progress) as advance:
@@ -206,17 +208,26 @@ def _evaluate_methods(
     for method in chosen:
         if METHODS[method].family == "ensemble":
             counts = Counts.of(team.probabilities, bench.dataset.y, probabilities=True)
-            note = f"averages the probabilities of {len(team.files)} models, and runs all of them"
+            note = f"runs all {len(team.files)} models"
             bench.rows.append(Row("ensemble", "ensemble", counts, 0.0, note))
         elif team.difference:
             refused[method] = team.difference
         else:
             try:
                 _evaluate_method(bench, team, method, before)
+            except StartMissing as error:
+                refused[method] = f"{error.reason}{_no_start(team.files)}"
             except FedloomError as error:
                 refused[method] = str(error)
         advance(1)
     return refused
+
+
+def _no_start(members: Sequence[ModelFile]) -> str:
+    """Say why the members' start is not there, and what to do."""
+    if len({f.sidecar.start for f in members if f.sidecar and f.sidecar.start}) > 1:
+        return ", and they started from different ones"
+    return ", which does not lie beside the files: pass it as --start"
 
 
 def _evaluate_method(bench: _Bench, team: _Team, method: str, before: torch.Tensor | None) -> None:
@@ -231,7 +242,10 @@ def _evaluate_method(bench: _Bench, team: _Team, method: str, before: torch.Tens
         previous=before,
     )
     seconds = time.perf_counter() - began
-    said = ["weighted by the members' accuracies on this test set"] if weighted else []
+    said = ["weights: the accuracies on this test set"] if weighted else []
+    if len(team.files) > 1:
+        same = (f.name for f, v in zip(team.files, team.vectors, strict=True) if torch.equal(v, merged.vector))
+        said += [f"{name}'s model as it is" for name in same][:1]
     model = replace(team.first, input_high=team.high).load(merged.vector)
     bench.score(model, method, "method", "; ".join([*said, *merged.notes]), seconds)
 
@@ -253,6 +267,17 @@ def _start(
     return vector
 
 
+def _check_features(dataset: Dataset, first: Model, path: Path) -> None:
+    """Refuse a table with other features than the members' with more help than the numbers."""
+    if dataset.feature_names and first.input_shape and dataset.input_shape != first.input_shape:
+        raise DataError(
+            f"{dataset.name} gives {len(dataset.feature_names)} features, {path} takes {first.input_shape[0]}: name the "
+            "same columns as for the split (data.csv:label=...,column=...), or give a member's test set "
+            "(x_test_fed.npy,y_test_fed.npy)",
+            file=str(path),
+        )
+
+
 @contextmanager
 def _kept_in(out: str | Path | None) -> Iterator[Path]:
     """Give the folder that keeps the central model; without ``out`` one that vanishes."""
@@ -269,7 +294,9 @@ def _class_counts(members: Sequence[ModelFile], dataset: Dataset) -> dict[str, l
 
 
 def _made(found: Sequence[ModelFile], dataset: Dataset, high: float | None) -> dict[str, str]:
-    command = " ".join(sys.argv) if "fedloom" in sys.argv[0] else ""
+    program = Path(sys.argv[0])
+    typed = program.stem == "fedloom" or program.parts[-2:] == ("fedloom", "__main__.py")
+    command = words.command("fedloom", *sys.argv[1:]) if typed else ""
     made = report.provenance(command, files=[str(f.path) for f in found])
     note = dataset.scale_note(high)
     return made | ({"Inputs": note} if note else {})
@@ -281,7 +308,6 @@ def _note(file: ModelFile) -> str:
         return file.reason
     if known.merge:
         return f"{known.merge.get('method', 'merged')} of {len(known.merge.get('members', ()))} models, says its file"
-    epochs = known.local.get("epochs", "?")
-    return (
-        f"{known.samples:,} samples, {epochs} epoch{'' if epochs == 1 else 's'} of {known.local.get('optimizer', '?')}"
-    )
+    epochs = known.local.get("epochs")
+    samples = words.many(known.samples, "sample")
+    return f"{samples}, {words.many(epochs, 'epoch')}" if epochs else samples

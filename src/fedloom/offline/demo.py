@@ -52,7 +52,7 @@ class Plan:
     @property
     def note(self) -> str:
         """What the rounds were, in words."""
-        return f"fedavg after {self.rounds} rounds of {self.local} local epoch{'' if self.local == 1 else 's'}"
+        return f"fedavg after {self.rounds} rounds of {words.many(self.local, 'local epoch')}"
 
 
 PLANS = {
@@ -189,7 +189,8 @@ def _rounds(
 def _complete(whole: Comparison, without: Comparison, last: Row) -> Comparison:
     """Add to the main comparison what the rounds reached, and what happens without a shared start."""
     named = {row.name: row for row in without.rows}
-    rows = [replace(named[m], name=f"{m}, different starts") for m in ("fedavg", "median")]
+    note = "the same members without a shared start"
+    rows = [replace(named[m], name=f"{m}, own starts", kind="apart", note=note) for m in ("fedavg", "median")]
     alone = [row.counts.accuracy for row in without.of_kind("member")]
     accuracy = {name: words.percent(row.counts.accuracy) for name, row in named.items()}
     once = {row.name: words.percent(row.counts.accuracy) for row in whole.rows}

@@ -15,6 +15,7 @@ import numpy as np
 from fedloom import files
 from fedloom.data.dataset import Dataset
 from fedloom.errors import DataError
+from fedloom.report import words
 
 DESCRIPTION = "member.json"
 MANIFEST = "manifest.json"
@@ -62,6 +63,14 @@ class Member:
     def trained(self, folder: Path) -> Path:
         """Return where ``train`` writes the member's model when nothing else is said."""
         return folder / f"{self.client}{Path(self.start).suffix}"
+
+    def train_command(self, folder: Path) -> str:
+        """Return the command that trains the member in ``folder``; it names the model's code where the files need it."""
+        file, _, function = str(self.model.get("architecture", {}).get("factory", "")).partition(":")
+        if not file:
+            return words.command("fedloom", "train", folder)
+        code = folder / Path(file).name if file.endswith(".py") else file
+        return words.command("fedloom", "train", folder, "--model", f"{code}:{function}")
 
     def first_start(self, folder: Path) -> Path:
         """Return the start of round 0, which stays in the folder while rounds pass.

@@ -12,8 +12,8 @@ import torch
 
 from fedloom import files
 from fedloom.data import load_evaluation
-from fedloom.errors import DataError, UsageError
-from fedloom.merging import METHODS, Merged, check_method, merge_vectors
+from fedloom.errors import DataError, MergeError, UsageError
+from fedloom.merging import METHODS, Merged, StartMissing, check_method, merge_vectors
 from fedloom.models import io, sidecar
 from fedloom.models.ensemble import ensemble
 from fedloom.models.model import Model
@@ -102,16 +102,20 @@ def merge(
     first, vectors = read_vectors(found, model)
     before, state = _previous(previous, method, model, first, found)
     watch = starts.Watch(first.layout)
-    merged = merge_vectors(
-        method,
-        [f.entry for f in found],
-        map(watch.see, vectors),
-        layout=first.layout,
-        weights=chosen,
-        previous=before,
-        state=state,
-        options=options,
-    )
+    try:
+        merged = merge_vectors(
+            method,
+            [f.entry for f in found],
+            map(watch.see, vectors),
+            layout=first.layout,
+            weights=chosen,
+            previous=before,
+            state=state,
+            options=options,
+        )
+    except StartMissing as error:
+        hint = "pass --previous with it (the shared start for the first merge, the last global model later)"
+        raise MergeError(f"{error}: {hint}") from error
     said = [*starts.findings(found, watch.verdict(found)), *_doubts(found, before)]
     said += [Finding("info", "Note", f"{note[:1].upper()}{note[1:]}.") for note in merged.notes]
     record = _sidecar(first.load(merged.vector), found, method, merged, options, before)
@@ -192,7 +196,7 @@ def _checked_sum(weights: list[float]) -> list[float]:
     counts = all(w.is_integer() for w in weights)
     if counts or not math.isfinite(total) or min(weights) < 0 or abs(total - 1) <= ROUNDING:
         return weights
-    given, shares = (", ".join(f"{v:.4g}" for v in values) for values in (weights, [w / total for w in weights]))
+    given, shares = (",".join(f"{v:.4g}" for v in values) for values in (weights, [w / total for w in weights]))
     raise UsageError(f"the weights {given} sum to {total:.4g}, not to 1; in these proportions: {shares}")
 
 

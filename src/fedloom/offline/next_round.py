@@ -29,12 +29,14 @@ class NextRound:
         round: The number of rounds merged so far.
         global_model: The file of the new global model.
         folders: The members' folders that hold it as their start now.
+        command: The command that trains the first member.
         notes: What the reader should know, in words.
     """
 
     round: int
     global_model: Path
     folders: tuple[Path, ...]
+    command: str
     notes: tuple[str, ...] = ()
 
     def _repr_html_(self) -> str:
@@ -178,7 +180,8 @@ def next_round(
         merged = team.merge(method, [f.entry for f in found], map(watch.see, vectors), options)
         notes = _notes(found, watch)
     after = team.advance(merged, method, [f.path.name for f in found])
-    return NextRound(after.round, after.path, after.folders, (*notes, *merged.notes))
+    command = members.read(team.folders[0]).train_command(team.folders[0])
+    return NextRound(after.round, after.path, after.folders, command, (*notes, *merged.notes))
 
 
 def _trained(team: Team) -> list[ModelFile]:
@@ -188,23 +191,26 @@ def _trained(team: Team) -> list[ModelFile]:
         described = members.read(folder)
         path = described.trained(folder)
         if not path.is_file():
-            raise DataError(f"{path} is missing: 'fedloom train {folder}' makes it, or pass --models", file=str(path))
+            raise DataError(
+                f"{path} is missing: '{described.train_command(folder)}' makes it, or pass --models", file=str(path)
+            )
         paths.append(path)
     return model_files(paths)
 
 
 def _check_starts(team: Team, found: Sequence[ModelFile], allow_stale: bool) -> None:
     digest = sidecar.digest(team.model.vector())
-    for file in found:
-        known = file.sidecar
-        if allow_stale or known is None or known.start in ("", digest):
-            continue
-        where = f"from round {known.round}" if known.round != team.round else "a start of its own (--fresh-start?)"
-        raise MergeError(
-            f"{file.path} was not trained from the start of round {team.round}, but {where}; train it again, or pass "
-            "--allow-stale",
-            file=str(file.path),
-        )
+    stale = [(f, f.sidecar) for f in found if f.sidecar and f.sidecar.start not in ("", digest)]
+    if allow_stale or not stale:
+        return
+    (file, known), others = stale[0], [f.name for f, _ in stale[1:]]
+    where = f"round {known.round}" if known.round != team.round else "a start of its own (--fresh-start?)"
+    too = f" (likewise: {', '.join(others)})" if others else ""
+    raise MergeError(
+        f"{file.path} was not trained from the start of round {team.round}, but from {where}{too}; train again, or pass "
+        "--allow-stale",
+        file=str(file.path),
+    )
 
 
 def _notes(found: Sequence[ModelFile], watch: starts.Watch) -> tuple[str, ...]:

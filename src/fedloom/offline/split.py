@@ -19,6 +19,7 @@ from fedloom.errors import StorageError, UsageError, unknown
 from fedloom.models import io, sidecar
 from fedloom.models.model import Model
 from fedloom.offline.member import MANIFEST, TEST_FILES, Member
+from fedloom.offline.member import read as read_member
 from fedloom.report import class_distribution, save_png
 from fedloom.report.tables import class_counts_html
 
@@ -37,6 +38,7 @@ class Split:
         class_counts: Samples per class of each member.
         picture: The plot of the class distribution.
         model: What the shared initial model is, in words.
+        command: The command that trains the first member.
     """
 
     out: Path
@@ -45,6 +47,7 @@ class Split:
     class_counts: Mapping[str, list[int]]
     picture: Path
     model: str
+    command: str
 
     def _repr_html_(self) -> str:
         return class_counts_html(self.class_counts, self.class_names)
@@ -77,7 +80,7 @@ def split(
         scheme: One of ``fedloom.partition.SCHEMES``.
         out: The folder to make.
         seed: Of the split and of the initial weights.
-        model: A zoo name, ``file.py:function``, ``module:name`` or a Keras file; ``cnn-small`` for images and ``mlp``
+        model: A zoo name, ``file.py:function``, ``module:name`` or a Keras file; ``cnn-small`` for images and ``2nn``
             for other data when left out.
         model_format: ``keras``, ``h5``, ``safetensors`` or ``pt``; ``keras``, or ``pt`` for a PyTorch factory, when left out.
         test_fraction: The share that is held out (stratified) as the common test set when the data bring none.
@@ -98,7 +101,7 @@ def split(
     out = Path(out)
     _check_out(out, overwrite)
     train, test = load_pair(data, data_dir, test_fraction=test_fraction, seed=seed)
-    n_clients = _n_clients(clients, names)
+    n_clients = _n_clients(clients, names, scheme)
     parts = partition.partition(scheme, train.y, n_clients, seed, column=train.column, options=options)
     members = _names(names, len(parts), scheme, train)
     reference = model or default_model(train)
@@ -119,27 +122,31 @@ def split(
         _publish(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return Split(out, members, train.class_names, counts, out / "class_distribution.png", _describe(reference, start))
+    command = read_member(out / members[0]).train_command(out / members[0])
+    picture = out / "class_distribution.png"
+    return Split(out, members, train.class_names, counts, picture, _describe(reference, start), command)
 
 
 def default_model(data: Dataset) -> str:
-    """Choose the zoo model for data without a choice: a small CNN for images, an MLP for everything else."""
+    """Choose the zoo model for data without a choice: a small CNN for images, two dense layers for everything else."""
     shape = data.x.shape[1:]
-    return "cnn-small" if len(shape) in (2, 3) and min(shape[:2]) >= 8 else "mlp"
+    return "cnn-small" if len(shape) in (2, 3) and min(shape[:2]) >= 8 else "2nn"
 
 
-def _n_clients(clients: int | None, names: Sequence[str] | None) -> int | None:
+def _n_clients(clients: int | None, names: Sequence[str] | None, scheme: str) -> int | None:
     if names and clients and len(names) != clients:
         raise UsageError(f"{len(names)} names are given for {clients} clients")
     count = clients or (len(names) if names else None)
     if clients is not None and clients < 1:
         raise UsageError(f"clients is {clients}; it must be at least 1")
+    if count is None and scheme in partition.SCHEMES and scheme != "by-column":
+        raise UsageError("the number of clients is needed: pass --clients 6, or --names ana,luis,...")
     return count
 
 
 def _names(names: Sequence[str] | None, count: int, scheme: str, data: Dataset) -> tuple[str, ...]:
     if not names and scheme == "by-column" and data.column is not None:
-        found = tuple(re.sub(r"[^\w.-]+", "_", str(v)).strip("._-") or "empty" for v in np.unique(data.column))
+        found = tuple(_folder_name(str(v)) for v in np.unique(data.column))
         names = found if len(set(found)) == len(found) else None
     if not names:
         width = len(str(count))
@@ -148,11 +155,16 @@ def _names(names: Sequence[str] | None, count: int, scheme: str, data: Dataset) 
         raise UsageError(f"{len(names)} names are given, the scheme '{scheme}' makes {count} parts")
     for name in names:
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise UsageError(f"the name '{name}' cannot be a folder: use letters, digits, '-', '_' and '.'")
+            raise UsageError(f"the name '{name}' cannot be a folder, take '{_folder_name(name)}'")
     twice = sorted({n for n in names if [m.lower() for m in names].count(n.lower()) > 1})
     if twice:
         raise UsageError(f"the name {twice[0]} is given twice")
     return tuple(names)
+
+
+def _folder_name(text: str) -> str:
+    """Return the name of a member's folder: letters, digits, '-', '_' and '.', the first a letter or a digit."""
+    return re.sub(r"[^\w.-]+", "_", text).strip("._-") or "empty"
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -206,7 +218,7 @@ def _write_member(folder: Path, name: str, own: Dataset, job: _Job) -> None:
     code = job.start.architecture.factory.partition(":")[0]
     if code.endswith(".py"):
         files.copy((job.start.architecture.base or Path()) / code, folder / Path(code).name)
-    Member(
+    described = Member(
         client=name,
         dataset=own.name,
         class_names=own.class_names,
@@ -217,18 +229,17 @@ def _write_member(folder: Path, name: str, own: Dataset, job: _Job) -> None:
         model=job.start.describe(),
         checksums={file: files.sha256(folder / file) for file in arrays},
         seed=job.seed,
-    ).write(folder)
-    files.write_text(folder / "README.md", _readme(name, own, job))
+    )
+    described.write(folder)
+    files.write_text(folder / "README.md", _readme(described, own, job.model_format))
 
 
-def _readme(name: str, own: Dataset, job: _Job) -> str:
-    file, _, function = job.start.architecture.factory.partition(":")
-    code = f" --model {name}/{Path(file).name}:{function}" if file.endswith(".py") else ""
-    code = code or (f" --model {file}:{function}" if file else "")
-    form = job.model_format
+def _readme(described: Member, own: Dataset, form: str) -> str:
+    name = described.client
     return (
         f"{name}: {len(own)} samples of {own.name}; start.{form} is the initial model that every member shares.\n"
-        f"Beside this folder, run `fedloom train {name}{code}`; or go on from start.{form} in a program of your own.\n"
+        f"Beside this folder, run `{described.train_command(Path(name))}`; or go on from start.{form} in a program of "
+        "your own.\n"
         f"Send back {name}.{form} and {name}.json; the data stay with you.\n"
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from fedloom.models import io, sidecar
 from fedloom.models.model import Model
 from fedloom.offline import member as members
 from fedloom.offline.collect import SUFFIXES, ModelFile
+from fedloom.report import words
 from fedloom.report.comparison import Finding
 
 WATCHED = 16
@@ -124,7 +124,7 @@ def cure(found: Sequence[ModelFile], parts: str | Path | None) -> str:
 def cure_command(found: Sequence[ModelFile], parts: str | Path | None) -> str:
     """Return the command that hands out one member's model as everybody's start; nothing where no folder is known."""
     folder = parts_folder(found, parts)
-    return "" if folder is None else shlex.join(["fedloom", "next-round", f"{folder}/", "--models", str(found[0].path)])
+    return "" if folder is None else words.command("fedloom", "next-round", f"{folder}/", "--models", found[0].path)
 
 
 def next_round_command(found: Sequence[ModelFile], parts: str | Path | None) -> str:
@@ -140,8 +140,8 @@ def next_round_command(found: Sequence[ModelFile], parts: str | Path | None) -> 
         for described in folder.glob(f"*/{members.DESCRIPTION}")
     ]
     same = {p.resolve() for p in own} == {f.path.resolve() for f in found}
-    named = [] if same else ["--models", *(str(f.path) for f in found)]
-    return shlex.join(["fedloom", "next-round", f"{folder}/", *named])
+    named: list[str | Path] = [] if same else ["--models", *(f.path for f in found)]
+    return words.command("fedloom", "next-round", f"{folder}/", *named)
 
 
 def parts_folder(found: Sequence[ModelFile], parts: str | Path | None = None) -> Path | None:

@@ -27,7 +27,8 @@ class Row:
 
     Attributes:
         name: The member's or the method's name.
-        kind: "member", "method" (one merge), "ensemble", "central" (trained on all data) or "global" (after rounds).
+        kind: "member", "method" (one merge), "ensemble", "central" (trained on all data), "global" (after rounds)
+            or "apart" (one merge of models without a shared start).
         counts: What it got right and wrong on the test data.
         seconds: How long it took to train or to merge; 0 or NaN when it was not measured.
         note: A few words beside it in the table.
@@ -145,6 +146,13 @@ class Comparison:
     def best(self) -> Row | None:
         """Return the merging method with the highest accuracy, the first of equals; None when there is none."""
         return next((row for row in self.ranked() if row.kind == "method"), None)
+
+    def not_run(self) -> list[tuple[list[str], str]]:
+        """Return what was refused as (methods, reason), methods of the same reason together."""
+        reasons: dict[str, list[str]] = {}
+        for method, reason in self.refused.items():
+            reasons.setdefault(reason, []).append(method)
+        return [(methods, reason) for reason, methods in reasons.items()]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON types; a number that is not finite becomes None.

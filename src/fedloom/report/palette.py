@@ -8,7 +8,7 @@ INK: Final = "#1d2733"
 MUTED: Final = "#566270"
 GRID: Final = "#d9dfe6"
 
-KINDS: Final = ("member", "method", "ensemble", "central", "global")
+KINDS: Final = ("member", "method", "ensemble", "central", "global", "apart")
 
 KIND_COLOURS: Final = {
     "member": "#76838f",
@@ -16,6 +16,7 @@ KIND_COLOURS: Final = {
     "ensemble": "#a3528c",
     "central": "#c85200",
     "global": "#00805e",
+    "apart": "#b3321b",
 }
 
 KIND_WORDS: Final = {
@@ -24,6 +25,7 @@ KIND_WORDS: Final = {
     "ensemble": "ensemble",
     "central": "central",
     "global": "after rounds",
+    "apart": "own starts",
 }
 
 # Name of the style-sheet variable, its value on a light page and on a dark one. A picture is drawn in the light values;
@@ -37,6 +39,7 @@ THEME: Final = {
     "ensemble": (KIND_COLOURS["ensemble"], "#dd96c3"),
     "central": (KIND_COLOURS["central"], "#f4905a"),
     "global": (KIND_COLOURS["global"], "#35c497"),
+    "apart": (KIND_COLOURS["apart"], "#ff8f75"),
 }
 
 # For things without a kind (classes, single members): these stay as they are on a dark page.

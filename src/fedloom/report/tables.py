@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
     from fedloom.report.comparison import Comparison, Finding
 
-_STYLES: Final = {"member": "default", "method": "blue", "ensemble": "magenta", "central": "yellow", "global": "green"}
+_STYLES: Final = {
+    "member": "default",
+    "method": "blue",
+    "ensemble": "magenta",
+    "central": "yellow",
+    "global": "green",
+    "apart": "red",
+}
 _BAR: Final = 8
 _WIDE_CLASSES: Final = 12
 # What 80 columns leave for the classes' figures beside the client's name and the sum.
@@ -62,7 +69,9 @@ def _bar(share: float, start: float) -> str:
 
 
 def class_table(class_counts: Mapping[str, Sequence[int]], class_names: Sequence[str]) -> Table:
-    """Build the table of samples per client and class; of more than 12 classes only the span is shown.
+    """Build the table of samples per client and class.
+
+    Of more than 12 classes, or classes whose names cannot be told apart in 80 columns, only the span is shown.
 
     Args:
         class_counts: Per client its C counts.
@@ -74,9 +83,10 @@ def class_table(class_counts: Mapping[str, Sequence[int]], class_names: Sequence
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("client", overflow="fold", min_width=8)
-    wide = len(class_names) > _WIDE_CLASSES
     room = max(4, min(10, _CLASS_COLUMNS // max(1, len(class_names)) - 2))
-    headings = ("classes", "smallest class", "largest class") if wide else [n[:room] for n in class_names]
+    cut = [n[:room] for n in class_names]
+    wide = len(cut) > _WIDE_CLASSES or len(set(cut)) < len(cut)
+    headings = ("classes", "smallest class", "largest class") if wide else cut
     rows = {
         client: [str(cell) for cell in (_span(counts, class_names) if wide else counts)]
         for client, counts in class_counts.items()

@@ -23,6 +23,7 @@ _GLOSSARY: Final = {
     "ensemble": "all members' models asked together: as slow as all of them, an upper reference",
     "central": "trained on all parts put together: what is given up by keeping data apart",
     "global": "made by several rounds of training apart and merging",
+    "apart": "merged from models that each began from random weights of its own",
 }
 
 
@@ -51,8 +52,8 @@ def overview(comparison: Comparison) -> dict[str, Any]:
 def _facts(comparison: Comparison) -> str:
     members, samples = len(comparison.of_kind("member")), max((row.counts.n for row in comparison.rows), default=0)
     parts = [comparison.dataset, f"{len(comparison.class_names)} classes"]
-    parts += [f"{members} member{'s' if members > 1 else ''}"] if members else []
-    parts += [f"{samples:,} test samples"] if samples else []
+    parts += [words.many(members, "member")] if members else []
+    parts += [words.many(samples, "test sample")] if samples else []
     return " · ".join(part for part in parts if part)
 
 
@@ -75,7 +76,7 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
         elif kind == "member":
             value, who = words.percents(row.counts.accuracy for row in rows), f"best: {rows[0].name}"
         if kind == "global" and comparison.rounds:
-            title = f"After {len(comparison.rounds)} round{'s' if len(comparison.rounds) > 1 else ''}"
+            title = f"After {words.many(len(comparison.rounds), 'round')}"
         tiles.append({"kind": kind, "what": title, "value": value, "who": words.shorten(who, 40)})
     return tiles if len(tiles) > 1 else []
 
@@ -133,7 +134,7 @@ def _remark(row: Row, class_names: tuple[str, ...]) -> str:
     times = int(wrong[truth, said])
     return (
         f"Hardest class: {hardest['class']} (F1 {words.percent(hardest['f1'])}). Most frequent mistake: "
-        f"{class_names[truth]} taken for {class_names[said]}, {times:,} time{'s' if times > 1 else ''}."
+        f"{class_names[truth]} taken for {class_names[said]}, {words.many(times, 'time')}."
     )
 
 

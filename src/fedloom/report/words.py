@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
+import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +52,28 @@ def loss(value: float) -> str:
     if not math.isfinite(value):
         return DASH
     return f"{value:.3f}" if value == 0 or 0.01 <= abs(value) < 10 else f"{value:.3g}"
+
+
+def many(number: int, what: str) -> str:
+    """Write a number of things.
+
+    Example:
+        >>> many(1, "epoch"), many(1200, "sample")
+        ('1 epoch', '1,200 samples')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def command(*words: str | Path) -> str:
+    """Write a command as it is typed, quoted where this system's shell needs it.
+
+    Example:
+        >>> command("fedloom", "train", "parts/José")
+        'fedloom train parts/José'
+    """
+    if os.name == "nt":
+        return subprocess.list2cmdline(map(str, words))
+    return " ".join(w if re.fullmatch(r"[\w@%+=:,./-]+", w) else shlex.quote(w) for w in map(str, words))
 
 
 def unbroken(text: str) -> str:
@@ -133,7 +159,7 @@ def result(comparison: Comparison) -> str:
 
 def _rounds(comparison: Comparison) -> str:
     n = len(comparison.rounds)
-    return f"after {n} round{'s' if n > 1 else ''}" if n else "after the rounds"
+    return f"after {many(n, 'round')}" if n else "after the rounds"
 
 
 def certainty(comparison: Comparison) -> str:

@@ -64,7 +64,7 @@ def save(name, x, y):
         ("merge ana.keras luis.keras --method weighted --out g.keras", ("--weights",)),
         (
             "merge ana.keras luis.keras --method weighted --weights 0.9,0.9 --out g.keras",
-            ("sum to 1.8, not to 1", "--weights 0.5,0.5"),
+            ("sum to 1.8, not to 1", "proportions: 0.5,0.5"),
         ),
         (f"compare ana.keras luis.keras --data {TEST} --methods median,fedavgg", ("did you mean 'fedavg'?",)),
         ("compare ana.keras luis.keras", ("Missing option '--data'",)),

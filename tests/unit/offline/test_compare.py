@@ -85,7 +85,7 @@ def test_methods_that_cannot_be_applied_say_why(trained, tmp_path):
     paths = [shutil.copy(p, tmp_path) for p in trained.shared]
     refused = run(paths, methods=None).refused
     assert set(refused) == {"fednova", "fedavgm", "fedadagrad", "fedadam", "fedyogi"}
-    assert "pass --previous" in refused["fedadam"]
+    assert "pass it as --start" in refused["fedadam"]
     assert "local steps" in refused["fednova"]
     start = trained.parts / "ana" / "start.keras"
     assert set(run(paths, methods=None, start=start).refused) == {"fednova"}
@@ -243,7 +243,7 @@ def test_central_trains_as_long_as_the_members_in_all_rounds(team, tmp_path):
     next_round(team.parts)
     second = [train(p.parent, 2, batch_size=64).path for p in team.shared]
     made = run(second, central=team.parts, out=tmp_path / "c")
-    assert made.of_kind("central")[0].note == "all members' samples together, 4 epochs of adam"
+    assert made.of_kind("central")[0].note == "all samples, 4 epochs of adam"
     assert files.read_json(tmp_path / "c" / "central.json")["local"]["batch_size"] == 64
 
 

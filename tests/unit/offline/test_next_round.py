@@ -85,7 +85,7 @@ def test_stale_models_are_refused_and_nothing_changes(team):
 
 
 def test_fresh_starts_are_refused_in_words_of_their_own(team):
-    with pytest.raises(MergeError, match=r"round 0, but a start of its own \(--fresh-start\?\)"):
+    with pytest.raises(MergeError, match=r"round 0, but from a start of its own \(--fresh-start\?\)"):
         next_round(team.parts, team.different)
 
 

@@ -137,3 +137,13 @@ def test_an_existing_folder_is_not_overwritten_unasked(tmp_path):
 def test_the_notebook_view_shows_the_counts(tmp_path):
     made = split("digits", names=["ana", "luis"], out=tmp_path / "p", model="2nn")
     assert "luis" in made._repr_html_()
+
+
+def test_the_next_command_names_the_code_that_the_files_need(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = "from torch import nn\ndef build(n_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, n_classes))\n"
+    (tmp_path / "net.py").write_text(net)
+    made = split("digits", names=["ana", "luis"], model="net.py:build")
+    assert made.command == "fedloom train parts/ana --model parts/ana/net.py:build"
+    assert "`fedloom train ana --model ana/net.py:build`" in (tmp_path / "parts/ana/README.md").read_text()
+    assert split("digits", 2, model="2nn", out="p2").command == "fedloom train p2/client-1"

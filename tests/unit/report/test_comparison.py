@@ -191,3 +191,8 @@ def test_provenance_leaves_out_what_is_unknown():
     assert made["Files"] == "a.keras\nb.keras"
     assert "torch" in made["Versions"]
     assert not {"Command", "Seed", "Files"} & set(provenance())
+
+
+def test_methods_refused_for_the_same_reason_are_told_together():
+    comparison = Comparison("t", "d", ("a", "b"), [], refused={"krum": "few", "fedadam": "no start", "bulyan": "few"})
+    assert comparison.not_run() == [(["krum", "bulyan"], "few"), (["fedadam"], "no start")]

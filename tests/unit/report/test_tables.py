@@ -69,3 +69,8 @@ def test_notebook_views_escape():
         assert "<script" not in view
         assert "&lt;script&gt;&amp;" in view
     assert findings_html([]) == ""
+
+
+def test_classes_whose_names_are_alike_when_cut_are_counted_instead():
+    table = class_table({"ana": [3] * 10}, [f"class {k}" for k in range(10)])
+    assert [str(column.header) for column in table.columns][1] == "classes"
