@@ -1,8 +1,8 @@
 """How good is the federated model beside the clients alone and central training, on Fashion-MNIST?
 
-Six clients of 10,000 images (stratified), Adam, 50 rounds of --epochs local epochs and FedAvg; "alone" trains each client for as
-many epochs on its own images, "central" the same model on all 60,000. The last model counts: nothing is chosen by the
-test set. Every stage is kept under --out and found there again, so that a stopped run goes on.
+Six clients of 10,000 images (stratified), Adam, 50 rounds of --epochs local epochs and FedAvg; "alone" trains each
+client for as many epochs on its own images, "central" the same model on all 60,000. The last model counts: nothing is
+chosen by the test set. Every stage is kept under --out and found there again, so that a stopped run goes on.
 
     python benchmarks/fashion_rounds.py --model mlp --epochs 3
     python benchmarks/fashion_rounds.py --model cnn --precision bfloat16

@@ -108,5 +108,5 @@ def unknown(what: str, name: str, options: Iterable[str]) -> UsageError:
     """
     known = list(options)
     near = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return UsageError(f"unknown {what} '{name}': {hint}(known: {', '.join(known)})", name=name, known=known)
+    hint = f": did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"unknown {what} '{name}'{hint} (known: {', '.join(known)})", name=name, known=known)

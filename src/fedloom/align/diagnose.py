@@ -140,8 +140,8 @@ def shared_start(vectors: Sequence[Tensor], layout: Layout, names: Sequence[str]
         parts = " | ".join(", ".join(models.name(i) for i in group) for group in groups)
         start = f"the models come from {len(groups)} different starts ({parts})"
     evidence = (
-        f"{start}: {weakest.share:.0%} of the {units} units of '{array}' match their own index in "
-        f"{models.name(weakest.first)} and {models.name(weakest.second)} ({chance(units):.0%} would by chance){twins}"
+        f"{start}: {100 * weakest.share:.0f} % of the {units} units of '{array}' match their own index in "
+        f"{models.name(weakest.first)} and {models.name(weakest.second)} ({100 * chance(units):.0f} % would by chance){twins}"
     )
     return Verdict(len(groups) == 1, weakest.share, evidence, array, chance(units), pairs, groups, duplicates)
 

@@ -88,7 +88,7 @@ def test_without_sidecars_the_weights_are_uniform_and_it_is_said(trained, tmp_pa
     made = merge(paths, out=tmp_path / "g.keras")
     assert made.weights == pytest.approx([1 / 3] * 3)
     assert "Uniform weights: no sidecar tells the number of samples of" in text(made)
-    assert "The models share a start: 100%" in text(made)
+    assert "The models share a start: 100 %" in text(made)
 
 
 def test_one_file_and_equal_files_come_out_as_they_are(trained, team, tmp_path):
