@@ -302,7 +302,14 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_model(team):
     assert run(*line) == 0
     line[-1] = "stopped.keras"
     kept = Path(".stopped.checkpoint.safetensors")
-    running = subprocess.Popen([*COMMAND, *line], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*COMMAND, *line],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     end = time.monotonic() + 100
     while not kept.exists() and running.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
