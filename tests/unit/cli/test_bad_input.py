@@ -308,7 +308,7 @@ def test_a_stopped_training_goes_on_and_ends_with_the_same_model(team):
         stdout=subprocess.PIPE,
         text=True,
         # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - no threads here
     )
     end = time.monotonic() + 100
     while not kept.exists() and running.poll() is None and time.monotonic() < end:
