@@ -22,9 +22,12 @@ from fedloom.errors import MergeError
 
 # Up to this many models a network on one thread beats NumPy's sort on two (benchmarks/aggregate_median.py).
 NETWORK_LIMIT = 32
-# Numbers per operation of a network. One thread on blocks that fit the cache: splitting such short operations over
-# threads gains at most a half on an idle machine and loses many times over on a busy one.
+# Numbers per operation of a network. One thread works on blocks that fit the cache, which is best for few models. Several
+# threads, each with a part of the coordinates, need longer operations: only in the course of one does Python let another
+# thread go on.
 _NETWORK_BLOCK = 1 << 14
+_THREADED_BLOCK = 1 << 17
+_FEW = 8
 _SORT_BLOCK = 1 << 18
 
 
@@ -114,12 +117,24 @@ def by_order(models: Cohort, first: int, last: int, join: Callable[[list[Vector]
 def _by_network(rows: list[Vector], first: int, last: int, join: Callable[[list[Vector]], Vector], out: Vector) -> None:
     n, size = len(rows), len(out)
     comparators = sortnet.network(n, first, last)
-    scratch = np.empty((n + 1, min(_NETWORK_BLOCK, size)), dtype=np.float32)
-    for start in range(0, size, _NETWORK_BLOCK):
-        width = min(_NETWORK_BLOCK, size - start)
-        wires = [row[start : start + width] for row in rows]
-        wires = sortnet.run(comparators, wires, [s[:width] for s in scratch])
-        out[start : start + width] = join(wires[first : last + 1])
+    threads = max(1, min(torch.get_num_threads(), size // _THREADED_BLOCK)) if n > _FEW else 1
+    block = _NETWORK_BLOCK if threads == 1 else _THREADED_BLOCK
+    part = -(-size // threads)
+
+    def work(begin: int) -> None:
+        end = min(begin + part, size)
+        scratch = np.empty((n + 1, min(block, end - begin)), dtype=np.float32)
+        for start in range(begin, end, block):
+            width = min(block, end - start)
+            wires = [row[start : start + width] for row in rows]
+            wires = sortnet.run(comparators, wires, [s[:width] for s in scratch])
+            out[start : start + width] = join(wires[first : last + 1])
+
+    if threads == 1:
+        work(0)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(0, size, part)))
 
 
 def _by_sorting(rows: list[Vector], first: int, last: int, join: Callable[[list[Vector]], Vector], out: Vector) -> None:
