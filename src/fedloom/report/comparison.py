@@ -144,8 +144,14 @@ class Comparison:
         return [row for row in self.rows if row.kind == kind]
 
     def best(self) -> Row | None:
-        """Return the merging method with the highest accuracy, the first of equals; None when there is none."""
-        return next((row for row in self.ranked() if row.kind == "method"), None)
+        """Return the merging method with the highest accuracy, the first of equals; None when there is none.
+
+        A rule that only picked a member, as Krum does, merged nothing: it comes after those that did.
+        """
+        methods = [row for row in self.ranked() if row.kind == "method"]
+        members = [row.counts for row in self.of_kind("member")]
+        merged = (row for row in methods if not any(_same(row.counts, counts) for counts in members))
+        return next(merged, methods[0] if methods else None)
 
     def not_run(self) -> list[tuple[list[str], str]]:
         """Return what was refused as (methods, reason), methods of the same reason together."""
@@ -268,6 +274,10 @@ def _round_from_json(value: Mapping[str, Any]) -> RoundRecord:
         clients=int(value["clients"]),
         seconds=_float(value["seconds"]),
     )
+
+
+def _same(a: Counts, b: Counts) -> bool:
+    return np.array_equal(a.confusion, b.confusion) and math.isclose(a.loss_sum, b.loss_sum, rel_tol=1e-6)
 
 
 def _float(value: float | None) -> float:

@@ -196,3 +196,10 @@ def test_provenance_leaves_out_what_is_unknown():
 def test_methods_refused_for_the_same_reason_are_told_together():
     comparison = Comparison("t", "d", ("a", "b"), [], refused={"krum": "few", "fedadam": "no start", "bulyan": "few"})
     assert comparison.not_run() == [(["krum", "bulyan"], "few"), (["fedadam"], "no start")]
+
+
+def test_a_rule_that_picked_one_member_is_not_the_best_merge():
+    members = [row("ana", "member", 970), row("luis", "member", 950)]
+    assert toy(*members, row("krum", "method", 970), row("fedavg", "method", 960)).best().name == "fedavg"
+    assert toy(*members, row("krum", "method", 970)).best().name == "krum"
+    assert toy(*members).best() is None
