@@ -69,8 +69,8 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
         rows = sorted(comparison.of_kind(kind), key=lambda r: -r.counts.accuracy)
         if not rows:
             continue
-        value = words.percent(rows[0].counts.accuracy)
-        who = rows[0].name
+        first = (comparison.best() if kind == "method" else None) or rows[0]
+        value, who = words.percent(first.counts.accuracy), first.name
         if kind == "member" and len(rows) == 1:
             title = "Member alone"
         elif kind == "member":
