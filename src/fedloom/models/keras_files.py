@@ -3,7 +3,7 @@
 ``read`` and ``write`` do without Keras: a ``.keras`` archive is a zip of JSON and HDF5, a ``.h5`` file is HDF5 with
 JSON in it. Nothing is unpickled and no code is run.
 
-What is written is a file of Keras 3 (3.6 and newer load it), also when the one that was read came from Keras 2, whose
+What is written is a file of Keras 3 (3.12 and newer load it), also when the one that was read came from Keras 2, whose
 files Keras 3 refuses in most cases (see ``keras_dialect.modern``); TensorFlow 2.15 and older do not load it. The
 optimiser's state and the settings of ``compile`` are left out: compile a written model before training or evaluating
 it with Keras.
