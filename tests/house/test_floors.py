@@ -14,9 +14,9 @@ import fedloom
 PACKAGE = Path(fedloom.__file__).parent
 FLOORS = [
     {"errors", "rng", "layout", "records", "files"},
-    {"partition", "metrics", "aggregate", "server_opt", "align"},
+    {"partition", "metrics", "aggregate", "server_opt"},
     {"models", "data", "training"},
-    {"merging", "rounds"},
+    {"merging", "rounds", "align"},
     {"offline", "report"},
     {"cli", "__main__"},
 ]

@@ -34,6 +34,8 @@ class LoweredModel(nn.Module):
         by_path: The submodule of each layer that has one, by the layer's path.
         names: The canonical name of each layer that has weights, by its path, in canonical order.
         notes: What training does not follow of this configuration, one sentence each.
+        steps: The steps up to the logits, each value under a number of its own; the input is value 0.
+        shapes: The shapes of the values by number, without the batch.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -54,6 +56,8 @@ class LoweredModel(nn.Module):
             self.add_module(self.names.get(path, f"free{i}_{op}"), module)
         self._steps, self._registers = planned.steps, planned.registers
         self._output = planned.output
+        self.shapes = planned.shapes
+        self.steps = planned.single[: planned.trunk[0]]
         self._trunk, self._ending = planned.trunk, planned.ending
         self.notes = tuple(_notes(graph))
         self._penalties = list(self._read_penalties())

@@ -36,11 +36,21 @@ _FRESH = (Dense, Conv, SeparableConv, BatchNorm)
 
 @dataclass(frozen=True)
 class Step:
-    """``values[target] = run(*(values[s] for s in sources))``."""
+    """``values[target] = run(*(values[s] for s in sources))``.
+
+    Attributes:
+        run: A module or a function.
+        sources: The numbers of the values that it takes.
+        target: The number of the value that it gives.
+        layer: The path of the layer that it belongs to.
+        op: The layer's class, ``Activation`` for its activation, ``Turn`` for a change of the order of axes.
+    """
 
     run: Callable[..., Tensor]
     sources: tuple[int, ...]
     target: int
+    layer: str = ""
+    op: str = ""
 
 
 @dataclass
@@ -56,6 +66,9 @@ class Plan:
 
     Attributes:
         steps: All of them, in order; a value's number is a register that is used again once the value is not needed.
+        single: The same steps before registers were assigned: every value has a number of its own, nothing is
+            overwritten, and the input has number 0.
+        shapes: The shape of every such value of one sample, without the batch, by number.
         registers: How many registers there are; the input stands in register 0.
         layers: The modules by layer path, each once.
         output: The register of what Keras' model returns.
@@ -65,6 +78,8 @@ class Plan:
     """
 
     steps: list[Step]
+    single: tuple[Step, ...]
+    shapes: tuple[Shape, ...]
     registers: int
     layers: dict[str, nn.Module]
     output: int
@@ -107,7 +122,7 @@ class _Planner:
                 found=shapes,
             ) from error
         activation = spec.config.get("activation", activations.LINEAR)
-        return number if activation["name"] == "linear" else self._activate(number, activation)
+        return number if activation["name"] == "linear" else self._activate(number, activation, spec.path)
 
     def _apply(self, node: Node, spec: LayerSpec, numbers: list[int], shapes: list[Shape]) -> int:
         piece = self.pieces.get(spec.path)
@@ -124,21 +139,29 @@ class _Planner:
             order = "first" if any(self.values[n].order == "first" for n in numbers) else "keras"
         sources = [self._in_order(n, order) for n in numbers]
         likely = spec.op in _KEEPING and all(self.values[n].probability for n in numbers)
-        return self._step(run, sources, "keras" if piece.gives_keras else order, likely)
+        return self._step(run, sources, "keras" if piece.gives_keras else order, likely, (spec.path, spec.op))
 
-    def _activate(self, number: int, activation: activations.Config) -> int:
+    def _activate(self, number: int, activation: activations.Config, path: str) -> int:
         run = activations.function(activation)
         if activation["name"] in activations.ALONG_AXIS:
             number = self._in_order(number, "keras")
-        return self._step(run, [number], self.values[number].order, activation["name"] in _PROBABILITIES)
+        likely, order = activation["name"] in _PROBABILITIES, self.values[number].order
+        return self._step(run, [number], order, likely, (path, "Activation"))
 
-    def _step(self, run: Callable[..., Tensor], sources: list[int], order: Order, probability: bool = False) -> int:
+    def _step(
+        self,
+        run: Callable[..., Tensor],
+        sources: list[int],
+        order: Order,
+        probability: bool,
+        label: tuple[str, str],
+    ) -> int:
         with torch.no_grad():
             sample = run(*(self.values[s].sample for s in sources))
         if not all(sample.shape):
             raise ValueError(f"nothing is left of it: the result has the shape {tuple(sample.shape[1:])}")
         number = self._value(sample, order, probability)
-        self.steps.append(Step(run, tuple(sources), number))
+        self.steps.append(Step(run, tuple(sources), number, *label))
         return number
 
     def _value(self, sample: Tensor, order: Order, probability: bool = False) -> int:
@@ -156,7 +179,7 @@ class _Planner:
                 run: Callable[..., Tensor] = _Turn((0, rank - 1, *range(1, rank - 1)))
             else:
                 run = _Turn((0, *range(2, rank), 1))
-            turned = self._step(run, [number], order, value.probability)
+            turned = self._step(run, [number], order, value.probability, ("", "Turn"))
             self.turned[number, order] = turned
             self.turned[turned, value.order] = number
         return self.turned[number, order]
@@ -170,8 +193,9 @@ class _Planner:
             trunk, ending = maker.sources[0], "logits"
         steps, registers, where = _allocate(_overwrite(needed, trunk), output, trunk)
         layers = {path: piece.run for path, piece in self.pieces.items() if isinstance(piece.run, nn.Module)}
-        n_trunk = len(steps) - (1 if trunk != output else 0)
-        return Plan(steps, registers, layers, where[output], shape, (n_trunk, where[trunk]), ending)
+        shapes = tuple(tuple(value.sample.shape[1:]) for value in self.values)
+        single, n_trunk = tuple(needed), len(steps) - (1 if trunk != output else 0)
+        return Plan(steps, single, shapes, registers, layers, where[output], shape, (n_trunk, where[trunk]), ending)
 
     def _needed(self, output: int) -> list[Step]:
         """Drop the steps that the output does not need: turns that were made to learn a shape."""
@@ -237,7 +261,7 @@ def _allocate(steps: list[Step], output: int, trunk: int) -> tuple[list[Step], i
         else:
             register, count = count, count + 1
         where[step.target] = register
-        result.append(Step(step.run, sources, register))
+        result.append(replace(step, sources=sources, target=register))
     return result, count, where
 
 

@@ -1,0 +1,1 @@
+"""Permutation symmetry: which hidden units of a model can change places, and what moves with them."""
