@@ -103,6 +103,22 @@ def load_evaluation(
     return train if test is None else test
 
 
+def load_training(
+    source: str | Path | Dataset,
+    data_dir: str | Path | None = None,
+    *,
+    download: bool = True,
+    progress: Progress | None = None,
+) -> Dataset:
+    """Load all of a source but the test samples that it sets apart; nothing is left for a test where it sets none.
+
+    So a plain file is used whole, and ``mnist`` means its 60,000 training images.
+    """
+    if isinstance(source, str) and source in PUBLISHED:
+        return load_published(source, "train", data_dir, download=download, progress=progress)
+    return _load(source, data_dir, download, progress)[0]
+
+
 def join(first: Dataset, second: Dataset) -> Dataset:
     """Return the samples of both, those of ``first`` before those of ``second``.
 

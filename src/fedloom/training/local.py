@@ -26,6 +26,7 @@ from fedloom.training.threads import enough_threads
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PRECISIONS = ("float32", "bfloat16")
+SCHEDULES = ("constant", "cosine")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class LocalConfig:
         momentum: Of SGD, in [0, 1).
         weight_decay: L2 (SGD, Adam) or decoupled (AdamW, Loshchilov and Hutter 2019), >= 0.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast where the processor has it.
+        schedule: ``"constant"``, or ``"cosine"``: the learning rate falls to 0 along half a cosine over all steps
+            (Loshchilov and Hutter 2017, equation 5, without restarts).
     """
 
     epochs: int = 1
@@ -49,6 +52,7 @@ class LocalConfig:
     momentum: float = 0.0
     weight_decay: float = 0.0
     precision: str = "float32"
+    schedule: str = "constant"
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -60,6 +64,8 @@ class LocalConfig:
             raise unknown("optimizer", self.optimizer, OPTIMIZERS)
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
         rules = [
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size >= 0, "at least 1, or 0 for all samples at once"),
@@ -214,9 +220,18 @@ class Trainer:
                 grad.add_(self._flat - self._anchor, alpha=self.correction.pull)
             if self._drift is not None:
                 grad.add_(self._drift)
+        if self.config.schedule == "cosine":
+            self._optimizer.param_groups[0]["lr"] = self._cosine()
         self._optimizer.step()
         self.steps += 1
-        return loss.detach(), (logits.detach().argmax(1) == y).sum()
+        truth = y if y.dim() == 1 else y.argmax(1)
+        return loss.detach(), (logits.detach().argmax(1) == truth).sum()
+
+    def _cosine(self) -> float:
+        """Return the learning rate of the present step."""
+        per_epoch = math.ceil(len(self.shard) / (self.config.batch_size or len(self.shard)))
+        done = min(self.steps / (self.config.epochs * per_epoch), 1.0)
+        return self.config.lr * (1 + math.cos(math.pi * done)) / 2
 
 
 def _optimizer(flat: nn.Parameter, config: LocalConfig) -> torch.optim.Optimizer:

@@ -20,7 +20,7 @@ class Shard:
     Attributes:
         name: The client's name.
         x: (n, *input_shape), in the stored dtype: 8-bit images stay 8-bit.
-        y: int64 (n,), the class of each sample.
+        y: int64 (n,), the class of each sample; or float32 (n, n_classes), its probabilities (distillation).
         divisor: What ``x`` is divided by to reach the scale that the model expects.
     """
 

@@ -175,3 +175,48 @@ def test_bad_vectors_are_refused():
         shared_start([torch.ones(3)], layout)
     with pytest.raises(MergeError, match="no model was given"):
         shared_start([], layout)
+
+
+def test_all_hidden_layers_are_looked_at_and_the_last_is_not():
+    layout = layout_of((16, 9), (32, 16), (10, 32))
+    a, b = vectors_of(layout, 2)
+    b[: 16 * 9] = a[: 16 * 9]
+    shared = [p.share for p in shared_start([a, b], layout).pairs]
+    assert shared[0] == pytest.approx(16 / 48, abs=5 / 48)  # the first layer alone is the same
+    b[-320:] = a[-320:]
+    assert [p.share for p in shared_start([a, b], layout).pairs] == shared
+
+
+def test_a_new_head_on_shared_features_is_no_shared_start():
+    layout = layout_of((200, 9), (16, 200), (10, 16))
+    a, b = vectors_of(layout, 2)
+    b[:1800] = a[:1800]
+    verdict = shared_start([a, b], layout, ["a", "b"])
+    assert verdict.share > 0.85
+    assert verdict.shared is False
+    assert verdict.array == "1_dense.weight"
+    assert "of those of '1_dense.weight'" in verdict.evidence
+
+
+def test_hidden_arrays():
+    assert diagnose.hidden_arrays(layout_of((16, 9), (16,), (4, 16), (10, 4))) == ("0_dense.weight",)
+    assert diagnose.hidden_arrays(layout_of((10, 9), (10,))) == ("0_dense.weight",)  # no hidden layer: the last
+    deep = diagnose.hidden_arrays(layout_of(*[(16, 16)] * 12))
+    assert deep == ("0_dense.weight", "3_dense.weight", "7_dense.weight", "10_dense.weight")
+    assert diagnose.hidden_arrays(layout_of((16, 9), (16, 16), trainable=0)) == ()
+
+
+def test_the_arrays_to_compare_can_be_named():
+    layout = layout_of((16, 9), (16, 16), (10, 16))
+    a, b = vectors_of(layout, 2)
+    b[144:400] = a[144:400]
+    assert shared_start([a, b], layout, arrays=["1_dense.weight"]).shared is True
+    assert shared_start([a, b], layout, arrays=["0_dense.weight"]).shared is False
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_models_of_the_smallest_layers_do_not_share_a_start(seed):
+    layout = layout_of((8, 9), (8, 8), (8, 8), (10, 8))
+    verdict = shared_start(vectors_of(layout, 2, seed), layout)
+    assert verdict.shared is False
+    assert verdict.chance == pytest.approx(3 / 24)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,8 @@ CONFIGS = [
     LocalConfig(2, 0, "sgd", 0.1),
     LocalConfig(2, 16, "adam", 1e-3, weight_decay=1e-3),
     LocalConfig(2, 16, "adamw", 1e-3, weight_decay=0.1),
+    LocalConfig(2, 16, "sgd", 0.05, momentum=0.9, schedule="cosine"),
+    LocalConfig(2, 0, "adam", 1e-3, schedule="cosine"),
 ]
 
 
@@ -51,6 +55,8 @@ def by_hand(config: LocalConfig, mu: float = 0.0) -> torch.Tensor:
         "adamw": lambda: torch.optim.AdamW(parameters, **common),
     }[config.optimizer]()
     size = config.batch_size or len(shard)
+    steps = 2 * len(range(0, len(shard), size))
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps) if config.schedule == "cosine" else None
     for epoch in (1, 2):
         order = rng.stream(5, "batches", "ana", epoch).permutation(len(shard))
         for first in range(0, len(shard), size):
@@ -60,10 +66,12 @@ def by_hand(config: LocalConfig, mu: float = 0.0) -> torch.Tensor:
             distance = sum(((p - q) ** 2).sum() for p, q in zip(parameters, start, strict=True))
             (loss + mu / 2 * distance).backward()
             optimizer.step()
+            if cosine is not None:
+                cosine.step()
     return model.vector()
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.optimizer}-{c.batch_size}-{c.momentum}")
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: f"{c.optimizer}-{c.batch_size}-{c.momentum}-{c.schedule}")
 def test_the_step_is_pytorchs_own(config):
     torch.testing.assert_close(trained(config), by_hand(config), rtol=2e-4, atol=2e-6)
 
@@ -88,7 +96,11 @@ def test_drift_is_added_to_every_gradient():
     torch.testing.assert_close(trained(config, Correction(drift=drift)), trained(config) - 0.1)
 
 
-@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[3]], ids=["momentum", "adam"])
+@pytest.mark.parametrize(
+    "config",
+    [CONFIGS[1], CONFIGS[3], CONFIGS[5], LocalConfig(2, 16, "adam", 1e-3, schedule="cosine")],
+    ids=["momentum", "adam", "momentum-cosine", "adam-cosine"],
+)
 def test_resuming_after_an_epoch_gives_the_same_bits(config):
     whole = trained(config, name="mlp")
     model = fresh("mlp")
@@ -158,6 +170,7 @@ def test_an_empty_shard_is_refused():
     [
         ({"optimizer": "adm"}, "did you mean 'adam'"),
         ({"precision": "float16"}, "unknown precision"),
+        ({"schedule": "cosin"}, "unknown schedule 'cosin': did you mean 'cosine'"),
         ({"epochs": 0}, "epochs is 0; it must be at least 1"),
         ({"lr": 0.0}, "lr is 0.0"),
         ({"lr": float("nan")}, "lr is nan"),
@@ -205,3 +218,57 @@ def test_a_state_can_be_resumed_twice():
 def test_a_device_that_cannot_do_the_sums_is_refused():
     with pytest.raises(UsageError, match="device 'meta' cannot be used: choose cpu or cuda"):
         device("meta")
+
+
+def moves(config: LocalConfig, start: torch.Tensor, epochs: int) -> list[torch.Tensor]:
+    """The vector after every epoch, the start first."""
+    model = fresh()
+    trainer = Trainer(model, start, Shard.of(DATA, model, "ana"), config, seed=5)
+    found = [start]
+    for _ in range(epochs):
+        trainer.run_epoch()
+        found.append(trainer.vector())
+    return found
+
+
+def test_the_cosine_begins_with_the_full_rate_and_ends_with_nearly_none():
+    n, start = 10, fresh().vector()
+    steady, falling = LocalConfig(n, 0, "sgd", 0.1), LocalConfig(n, 0, "sgd", 0.1, schedule="cosine")
+    path = moves(falling, start, n)  # one step per epoch
+    assert torch.equal(path[1], moves(steady, start, 1)[1])
+    for k in (1, 5, 9):
+        full = moves(steady, path[k], 1)[1] - path[k]
+        share = (path[k + 1] - path[k]).norm() / full.norm()
+        assert float(share) == pytest.approx((1 + np.cos(np.pi * k / n)) / 2, rel=1e-2)
+    assert share < 0.03
+
+
+@pytest.mark.parametrize("config", [CONFIGS[1], CONFIGS[3], CONFIGS[5]], ids=["sgd", "adam", "cosine"])
+def test_one_hot_probabilities_train_like_labels(config):
+    model, soft = fresh("mlp"), fresh("mlp")
+    shard = Shard.of(DATA, model, "ana")
+    trainers = [
+        Trainer(model, model.vector(), shard, config, seed=5),
+        Trainer(soft, soft.vector(), replace(shard, y=functional.one_hot(shard.y, 10).float()), config, seed=5),
+    ]
+    for _ in range(2):
+        hard, same = (trainer.run_epoch() for trainer in trainers)
+        assert same["accuracy"] == hard["accuracy"] > 0
+        assert same["loss"] == pytest.approx(hard["loss"], rel=1e-4)
+    torch.testing.assert_close(trainers[1].vector(), trainers[0].vector(), rtol=1e-3, atol=1e-4)
+
+
+def test_probabilities_pull_towards_themselves():
+    """With the gradient softmax(z) - p, the model learns the shares, not the largest of them."""
+    model = fresh()
+    shard = Shard.of(DATA, model, "ana")
+    wanted = torch.zeros(len(shard), 10)
+    wanted[:, 3], wanted[:, 7] = 0.7, 0.3
+    trainer = Trainer(model, model.vector(), replace(shard, y=wanted), LocalConfig(30, 0, "adam", 1e-2))
+    for _ in range(30):
+        metrics = trainer.run_epoch()
+    said = predict(model, shard).softmax(1).mean(0)
+    torch.testing.assert_close(said, wanted[0], atol=0.02, rtol=0)
+    assert metrics["accuracy"] == 1.0
+    entropy = -(0.7 * np.log(0.7) + 0.3 * np.log(0.3))
+    assert metrics["loss"] == pytest.approx(entropy, abs=0.02)

@@ -1,0 +1,1 @@
+"""Checkup: members that are broken, or speak another language than the others."""

@@ -1,0 +1,1 @@
+"""Origin: what a merged model that others made really is."""
