@@ -19,6 +19,7 @@ _HOMES = {
     "split": "fedloom.offline.split",
     "train": "fedloom.offline.train",
     "merge": "fedloom.offline.merge",
+    "explain": "fedloom.offline.explain",
     "compare": "fedloom.offline.compare",
     "next_round": "fedloom.offline.next_round",
     "demo": "fedloom.offline.demo",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from fedloom.models.model import Model as Model
     from fedloom.offline.compare import compare as compare
     from fedloom.offline.demo import demo as demo
+    from fedloom.offline.explain import explain as explain
     from fedloom.offline.merge import merge as merge
     from fedloom.offline.next_round import next_round as next_round
     from fedloom.offline.split import split as split

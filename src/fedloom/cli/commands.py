@@ -96,16 +96,37 @@ def train(folder: Path, quiet: bool, **given: Any) -> None:
 @click.option(
     "--weights", help="For weighted: shares (0.6,0.4,...), whole numbers (240,160,...), or 'accuracy' with --data."
 )
-@click.option("--data", help="Validation data for --weights accuracy.")
+@click.option("--data", help="Validation data with labels: for --weights accuracy, and to judge aligned merges by.")
 @click.option("--previous", type=PATH, help="The global model that the members started from.")
+@click.option(
+    "--align", default="auto", show_default=True, help="Members without a shared start: auto, always or none."
+)
+@click.option("--effort", default="quick", show_default=True, help="How much alignment tries: quick or best.")
+@options.unlabelled
+@click.option("--seed", type=int, default=0, show_default=True, help="The seed of alignment.")
 @options.rule
 @options.model_code
 @options.data_dir
-def merge(models: tuple[str, ...], method: str, weights: str | None, settings: tuple[str, ...], **given: Any) -> None:
-    """Merge MODELS, the members' model files, into one."""
+@options.quiet
+def merge(
+    models: tuple[str, ...],
+    method: str,
+    weights: str | None,
+    settings: tuple[str, ...],
+    quiet: bool,
+    **given: Any,
+) -> None:
+    """Merge MODELS, the members' model files, into one.
+
+    Models that were trained from different random starts are aligned first: their hidden units are brought into a
+    common order, and the merge is fitted to what the members say, on --unlabelled inputs or on synthetic ones.
+    """
     from fedloom.offline.merge import merge as run
 
-    made = run(models, method, weights=options.numbers_or_word(weights), options=options.settings_of(settings), **given)
+    chosen, values = options.numbers_or_word(weights), options.settings_of(settings)
+    made = run(models, method, weights=chosen, options=values, progress=not quiet, **given)
+    if made.aligned:
+        show.candidates(made.aligned.fused)
     show.findings(made.findings)
     if made.weights:
         shares = zip(made.members, made.weights, strict=True)
@@ -119,6 +140,10 @@ def merge(models: tuple[str, ...], method: str, weights: str | None, settings: t
 @click.option("--train-central", "central", type=PATH, help="The split's folder: train on all parts together, too.")
 @click.option("--methods", help="The methods to try, separated by commas; all when left out.")
 @click.option("--start", type=PATH, help="The model that the members started from.")
+@click.option(
+    "--align", default="auto", show_default=True, help="Align members first: auto (no shared start), always, none."
+)
+@options.unlabelled
 @click.option("--out", type=PATH, default="comparison", show_default=True, help="The folder of the report.")
 @options.model_code
 @options.data_dir
@@ -131,6 +156,17 @@ def compare(models: tuple[str, ...], methods: str | None, quiet: bool, **given: 
     made = run(models, methods=options.several(methods), progress=not quiet, **given)
     show.comparison(made)
     show.line(f"report: {given['out'] / 'report.html'}")
+
+
+@click.command(short_help="Say what a merged model really is.")
+@click.argument("model", metavar="GLOBAL", type=PATH)
+@click.argument("members", nargs=-1, required=True)
+@click.option("--model", "model_code", help="The model's code (file.py:function) where a file holds only arrays.")
+def explain(model: Path, members: tuple[str, ...], model_code: str | None) -> None:
+    """Say what GLOBAL, a merged model, is made of: its best combination of MEMBERS, the members' model files."""
+    from fedloom.offline.explain import explain as run
+
+    show.explanation(run(model, members, model_code=model_code))
 
 
 @click.command("next-round", short_help="Merge, and hand the result out as the next shared start.")
@@ -185,4 +221,4 @@ def listing(what: str) -> None:
     show.table(catalogue.table(what))
 
 
-ALL = (split, train, merge, compare, next_round, demo, listing)
+ALL = (split, train, merge, explain, compare, next_round, demo, listing)

@@ -13,6 +13,7 @@ PATH = click.Path(path_type=Path)
 data_dir = click.option("--data-dir", type=PATH, help="Where the data sets lie (or the variable FEDLOOM_DATA).")
 device = click.option("--device", "device_name", help="cpu or cuda; a GPU when there is one.")
 model_code = click.option("--model", help="The model's code (file.py:function) where a file holds only arrays.")
+unlabelled = click.option("--unlabelled", help="Inputs without labels to align on: a name, or a path such as x.npy.")
 quiet = click.option("--quiet", is_flag=True, help="No progress bars.")
 rule = click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="An option of the method, such as trim=0.1."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from fedloom.models import io, sidecar
 from fedloom.models.model import Model
 from fedloom.models.sidecar import Sidecar
 from fedloom.offline import member as members
+
+GLOBAL = {"global", "merged", "average", "fedavg", "fednova"}
+"""A file without a sidecar that has one of these words in its name is a merged model, not a member's."""
 
 SUFFIXES = (".keras", ".h5", ".hdf5", ".safetensors", ".pt", ".pth")
 
@@ -40,6 +44,13 @@ class ModelFile:
         """What a merging method is told about the member."""
         known = self.sidecar or Sidecar()
         return Entry(str(self.path), known.samples, known.steps, known.local)
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether it is a merged model: its sidecar says so, or its name where it has none."""
+        if self.sidecar:
+            return bool(self.sidecar.merge)
+        return not GLOBAL.isdisjoint(re.split(r"[^a-z]+", self.path.stem.lower()))
 
 
 def model_files(patterns: Sequence[str | Path]) -> list[ModelFile]:
@@ -109,14 +120,18 @@ def check_same(expected: Model, found: Model, expected_name: str, found_name: st
         raise ArchitectureError(f"{found_name} does not fit {expected_name}: {difference}", file=found_name)
 
 
+class NotFinite(MergeError):  # noqa: N818 - what is not finite is an array
+    """A model's array holds NaN or infinity."""
+
+
 def check_finite(vector: torch.Tensor, model: Model, name: str) -> None:
-    """Raise MergeError when a vector (P,) holds NaN or infinity, naming file and array."""
+    """Raise NotFinite when a vector (P,) holds NaN or infinity, naming file and array."""
     if torch.isfinite(vector).all():
         return
     for array, where, _ in model.layout.slices():
         bad = int((~torch.isfinite(vector[where])).sum())
         if bad:
-            raise MergeError(
+            raise NotFinite(
                 f"{name}: array '{array}' holds {bad} NaN or infinite numbers; leave the file out, or train it again",
                 file=name,
                 array=array,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,20 +14,22 @@ import torch
 from fedloom import report
 from fedloom.data import load_evaluation
 from fedloom.data.dataset import Dataset
-from fedloom.errors import DataError, FedloomError, ModelError, UsageError
+from fedloom.errors import DataError, FedloomError, UsageError
 from fedloom.merging import METHODS, StartMissing, check_method, merge_vectors
 from fedloom.metrics import Counts
 from fedloom.models import io
 from fedloom.models.model import Model, device
-from fedloom.offline import findings, scale, starts
+from fedloom.offline import findings, starts
+from fedloom.offline.aligned_rows import Alignment, add_aligned
+from fedloom.offline.aligning import Wish
+from fedloom.offline.bench import Bench, Team, evaluate_members, note_of
 from fedloom.offline.central import train_central
 from fedloom.offline.collect import ModelFile, check_finite, check_same, model_files
+from fedloom.offline.explain import of_global
 from fedloom.offline.progress import Advance, bar
 from fedloom.records import RoundRecord
 from fedloom.report import words
-from fedloom.report.comparison import Comparison, Finding, Row
-from fedloom.training.evaluate import predict
-from fedloom.training.shard import Shard
+from fedloom.report.comparison import Comparison, Row
 
 
 def compare(
@@ -40,6 +40,8 @@ def compare(
     central: str | Path | None = None,
     central_epochs: int | None = None,
     start: str | Path | None = None,
+    align: str = "auto",
+    unlabelled: str | Path | None = None,
     out: str | Path | None = "comparison",
     model: str | None = None,
     rounds: Sequence[RoundRecord] = (),
@@ -51,13 +53,18 @@ def compare(
     """Evaluate every member, every method, the ensemble and central training on one test set.
 
     Args:
-        models: Files or patterns. Files that are merges themselves (their sidecar says so) are evaluated, not merged.
+        models: Files or patterns. Files that are merges themselves (their sidecar says so; their name, such as
+            ``global.keras``, where there is none) are evaluated and explained, not merged.
         data: The test set: ``mnist``, a path, ``x.npy,y.npy``, or a ``Dataset``.
-        methods: The methods to try; all when left out.
+        methods: The methods to try on the members as they are; all when left out.
         central: The folder that ``split`` made: trains the same model on all members' data together.
         central_epochs: Its number of epochs; as many as the members trained when left out.
         start: The model that the members started from, for the methods that need it; found in ``central`` or beside
             the members' files when left out.
+        align: Whether the members are aligned before they are merged, too: ``"auto"`` when they do not share a start,
+            ``"none"`` or ``"always"``.
+        unlabelled: Inputs to align with, of which no labels are used: a name, a path, an ``.npy`` file of inputs alone.
+            Synthetic ones, made from the members, when left out.
         out: The folder for ``report.html``, ``report.csv`` and ``report.json``; None writes nothing.
         model: The code of the model (``file.py:function``) for files that hold only arrays.
         rounds: Records of federated rounds, to be shown along.
@@ -72,34 +79,40 @@ def compare(
     Raises:
         DataError: Labels outside the model's classes, data of another shape, files that are missing.
         ModelError: A file that cannot be read or run, or of other classes than the first one.
-        UsageError: An unknown method.
+        UsageError: An unknown method or way to align.
     """
     chosen = [name for name in methods or METHODS if check_method(name)]
+    wish = _wish(align, unlabelled, data_dir, progress)
     found = model_files(models)
-    members = [f for f in found if not (f.sidecar and f.sidecar.merge)]
+    members = [f for f in found if not f.is_merge]
     if not members:
         raise UsageError("every file is a merged model already: add the members' files")
     dataset = load_evaluation(data, data_dir)
     first = io.load(members[0].path, model, dataset)
     _check_features(dataset, first, members[0].path)
     dataset = dataset.with_classes(first.n_classes or dataset.n_classes)
-    bench = _Bench(dataset, device(device_name), model)
+    bench = Bench(dataset, device(device_name), model)
     with bar("comparing", len(found) + len(chosen), progress) as advance:
-        team = _evaluate_members(bench, members, advance)
+        team = evaluate_members(bench, members, advance)
         for file in found:
             if file not in members:
-                bench.score(bench.load(file), file.name, "global", _note(file))
+                loaded = bench.load(file)
+                bench.score(loaded, file.name, "global", note_of(file))
+                if not team.difference:
+                    bench.said += of_global(file, loaded, team.first, team.files, team.vectors)
                 advance(1)
         before = _start(start, members, central, first, model)
         refused = _evaluate_methods(bench, team, chosen, before, advance)
+    verdict = None if team.difference else team.watch.verdict(members)
+    alignment = _align(bench, team, wish, verdict)
+    refused |= {"aligned merge": alignment.refused} if alignment and alignment.refused else {}
     curves = {f.name: [dict(e) for e in f.sidecar.history] for f in members if f.sidecar and f.sidecar.history}
     if central is not None:
         with _kept_in(out) as folder:
             trained = train_central(central, members, folder, model, device_name, progress, central_epochs)
         bench.score(trained.model, "central", "central", trained.note, trained.seconds)
         curves["central"] = trained.history
-    verdict = None if team.difference else team.watch.verdict(members)
-    case = findings.Case(bench.rows, members, verdict, team.difference, central)
+    case = findings.Case(bench.rows, members, verdict, team.difference, central, alignment)
     comparison = Comparison(
         title=title or f"{len(members)} members on {dataset.name}",
         dataset=dataset.name,
@@ -110,98 +123,16 @@ def compare(
         class_counts=_class_counts(members, dataset),
         rounds=list(rounds),
         refused=refused,
-        made=_made(found, dataset, team.high),
+        made=_made(found, dataset, team.high, alignment),
+        lines=alignment.lines if alignment else [],
     )
     if out is not None:
         report.write(comparison, out)
     return comparison
 
 
-@dataclass
-class _Bench:
-    """Evaluates models on one test set and collects the rows of the table."""
-
-    dataset: Dataset
-    device: torch.device
-    reference: str | None
-    rows: list[Row] = field(default_factory=list)
-    said: list[Finding] = field(default_factory=list)
-
-    def load(self, file: ModelFile) -> Model:
-        """Load a model that can be evaluated; find the scale of its inputs, and say when it is not the one on record."""
-        model = io.load(file.path, self.reference, self.dataset)
-        model.require_runnable(f"evaluating {file.path}")
-        if model.n_classes != self.dataset.n_classes:
-            raise ModelError(
-                f"{file.path} has {model.n_classes} classes where the first model has {self.dataset.n_classes}: "
-                "compare models of the same classes",
-                file=str(file.path),
-            )
-        settled, said = scale.settle(model, self.dataset, file.name)
-        self.said += said
-        return settled
-
-    def score(self, model: Model, name: str, kind: str, note: str = "", seconds: float = 0.0) -> torch.Tensor:
-        """Add a row; returns the probabilities (n, C), on the CPU."""
-        model.to(self.device)
-        shard = Shard.of(self.dataset, model, name, self.device)
-        logits = predict(model, shard)
-        model.to(torch.device("cpu"))
-        self.rows.append(Row(name, kind, Counts.of(logits, self.dataset.y), seconds, note))
-        return logits.softmax(1).cpu()
-
-
-@dataclass
-class _Team:
-    """The members that were read.
-
-    Attributes:
-        files: Their files.
-        first: The first one's model; its module is a workplace for the merged ones.
-        vectors: Their vectors, each (P,).
-        probabilities: The mean of their probabilities, (n, C).
-        accuracies: Theirs, on the test set.
-        difference: Why they cannot be merged; empty when they can.
-        watch: What tells whether they share a start.
-        high: The input scale of most of them.
-    """
-
-    files: list[ModelFile]
-    first: Model
-    vectors: list[torch.Tensor]
-    probabilities: torch.Tensor
-    accuracies: list[float]
-    difference: str
-    watch: starts.Watch
-    high: float | None
-
-
-def _evaluate_members(bench: _Bench, members: list[ModelFile], advance: Advance) -> _Team:
-    first = bench.load(members[0])
-    total = torch.zeros(len(bench.dataset), first.n_classes)
-    vectors, highs, difference = [], [], ""
-    for file in members:
-        loaded = first if file is members[0] else bench.load(file)
-        vector = loaded.vector()
-        check_finite(vector, loaded, str(file.path))
-        total += bench.score(loaded, file.name, "member", _note(file))
-        apart = io.difference(first, loaded)
-        if apart and not difference:
-            difference = f"{file.path} does not fit {members[0].path}: {apart}"
-        vectors.append(vector)
-        highs.append(loaded.input_high)
-        advance(1)
-    watch = starts.Watch(first.layout)
-    if not difference:
-        for vector in vectors:
-            watch.see(vector)
-    accuracies = [row.counts.accuracy for row in bench.rows]
-    usual = Counter(highs).most_common(1)[0][0]
-    return _Team(members, first, vectors, total / len(members), accuracies, difference, watch, usual)
-
-
 def _evaluate_methods(
-    bench: _Bench, team: _Team, chosen: Sequence[str], before: torch.Tensor | None, advance: Advance
+    bench: Bench, team: Team, chosen: Sequence[str], before: torch.Tensor | None, advance: Advance
 ) -> dict[str, str]:
     """Score every method that makes sense; returns why the others do not."""
     refused: dict[str, str] = {}
@@ -230,7 +161,7 @@ def _no_start(members: Sequence[ModelFile]) -> str:
     return ", which does not lie beside the files: pass it as --start"
 
 
-def _evaluate_method(bench: _Bench, team: _Team, method: str, before: torch.Tensor | None) -> None:
+def _evaluate_method(bench: Bench, team: Team, method: str, before: torch.Tensor | None) -> None:
     began = time.perf_counter()
     weighted = method == "weighted"
     merged = merge_vectors(
@@ -246,8 +177,25 @@ def _evaluate_method(bench: _Bench, team: _Team, method: str, before: torch.Tens
     if len(team.files) > 1:
         same = (f.name for f, v in zip(team.files, team.vectors, strict=True) if torch.equal(v, merged.vector))
         said += [f"{name}'s model as it is" for name in same][:1]
-    model = replace(team.first, input_high=team.high).load(merged.vector)
-    bench.score(model, method, "method", "; ".join([*said, *merged.notes]), seconds)
+    bench.score(team.model.load(merged.vector), method, "method", "; ".join([*said, *merged.notes]), seconds)
+
+
+def _wish(align: str, unlabelled: str | Path | None, data_dir: str | Path | None, progress: bool) -> Wish:
+    """Say how members are aligned; refuse inputs that nothing would use."""
+    if align == "none" and unlabelled is not None:
+        raise UsageError("unlabelled inputs are for alignment, which align 'none' leaves out: give only one of the two")
+    texts = [None if value is None else str(value) for value in (unlabelled, data_dir)]
+    return Wish(align, unlabelled=texts[0], data_dir=texts[1], progress=progress)
+
+
+def _align(bench: Bench, team: Team, wish: Wish, verdict: starts.Verdict | None) -> Alignment | None:
+    """Add what aligned members give; members that cannot be averaged as they are may differ in width alone."""
+    tried = wish.align != "none" if verdict is None else wish.applies("fedavg", verdict, len(team.files))
+    if not tried or len(team.files) < 2:
+        return None
+    alignment = add_aligned(bench, team, wish)
+    bench.said += alignment.findings
+    return alignment
 
 
 def _start(
@@ -293,21 +241,15 @@ def _class_counts(members: Sequence[ModelFile], dataset: Dataset) -> dict[str, l
     return {name: counts for name, counts in known.items() if len(counts) == dataset.n_classes}
 
 
-def _made(found: Sequence[ModelFile], dataset: Dataset, high: float | None) -> dict[str, str]:
+def _made(
+    found: Sequence[ModelFile], dataset: Dataset, high: float | None, alignment: Alignment | None
+) -> dict[str, str]:
     program = Path(sys.argv[0])
     typed = program.stem == "fedloom" or program.parts[-2:] == ("fedloom", "__main__.py")
     command = words.command("fedloom", *sys.argv[1:]) if typed else ""
     made = report.provenance(command, files=[str(f.path) for f in found])
     note = dataset.scale_note(high)
-    return made | ({"Inputs": note} if note else {})
-
-
-def _note(file: ModelFile) -> str:
-    known = file.sidecar
-    if known is None:
-        return file.reason
-    if known.merge:
-        return f"{known.merge.get('method', 'merged')} of {len(known.merge.get('members', ()))} models, says its file"
-    epochs = known.local.get("epochs")
-    samples = words.many(known.samples, "sample")
-    return f"{samples}, {words.many(epochs, 'epoch')}" if epochs else samples
+    made |= {"Inputs": note} if note else {}
+    if alignment is not None and alignment.chosen is not None:
+        made["Alignment"] = f"{alignment.probe}; judged by {alignment.judge}"
+    return made

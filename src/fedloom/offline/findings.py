@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from fedloom.offline import starts
+from fedloom.offline.aligned_rows import Alignment
 from fedloom.offline.collect import ModelFile
 from fedloom.report import words
 from fedloom.report.comparison import Finding, Row
@@ -18,6 +19,12 @@ FALL = 0.05
 WEAK = 0.10
 SKEW = 0.3
 """Parts are skewed when a member's class shares differ by more than this from those of all, in total variation."""
+
+
+_ORDER = (
+    "What does is to bring the hidden units of all members into one common order before averaging, which changes none "
+    "of their answers."
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class Case:
         verdict: Whether they share a start; None when they are of different architectures.
         difference: Why the files cannot be merged; empty when they can.
         parts: The folder that ``split`` made, where it is known.
+        alignment: What became of aligning the members; None when it was not tried.
     """
 
     rows: Sequence[Row]
@@ -37,6 +45,7 @@ class Case:
     verdict: starts.Verdict | None
     difference: str = ""
     parts: str | Path | None = None
+    alignment: Alignment | None = None
 
     @property
     def alone(self) -> list[Row]:
@@ -53,22 +62,41 @@ class Case:
 def explain(case: Case) -> list[Finding]:
     """Say in words what the table shows; the most important comes first."""
     if case.verdict is None:
-        text = (
-            f"{case.difference}. Only models of one architecture can be averaged; the ensemble works for all of them."
-        )
-        return [Finding("problem", "These files are not of one architecture", text)]
+        return [_different(case), *_aligned(case)]
     skew = _skew(case.members)
     merge = _merge(case, skew)
-    about_start = starts.findings(case.members, case.verdict, case.parts)
-    if any(f.level == "problem" for f in merge):
-        about_start = [f for f in about_start if f.level != "problem"]
-    found = [*merge, *about_start]
+    found = [*merge, *_start(case, case.verdict, merge), *_aligned(case)]
     if skew:
         text = f"{skew} Each member knows its own classes best, and the members pull the average apart."
         found.append(Finding("info", "The members' parts are skewed", text))
     else:
         found += _weak_member(case.alone)
     return [*found, *_effort(case.members)]
+
+
+def _different(case: Case) -> Finding:
+    """Explain files that cannot be averaged as they are, whatever their start."""
+    made = case.alignment
+    if made is not None and made.chosen is not None:
+        reached = words.percent(made.chosen.counts.accuracy)
+        text = f"{case.difference}, so they cannot be averaged as they are.\n\n{_reached(case, made, made.chosen)}"
+        title = f"The members' layers differ in width; aligned the merge reaches {reached}"
+        return Finding("warning", title, f"{text} This command makes its file:", made.command)
+    text = f"{case.difference}. Only models of one architecture can be averaged; the ensemble works for all of them."
+    return Finding("problem", "These files are not of one architecture", text)
+
+
+def _start(case: Case, verdict: starts.Verdict, merge: Sequence[Finding]) -> list[Finding]:
+    """Say whether the members share a start, unless what is said of the merge says that they do not."""
+    found = starts.findings(case.members, verdict, case.parts)
+    if any(f.level == "problem" for f in merge):
+        return [f for f in found if f.level != "problem"]
+    cure, command = _cure(case)
+    usual = starts.cure(case.members, case.parts)
+    return [
+        replace(f, text=f.text.removesuffix(usual) + cure, command=command) if f.level == "problem" else f
+        for f in found
+    ]
 
 
 def _merge(case: Case, skew: str) -> list[Finding]:
@@ -95,9 +123,12 @@ def _fall(case: Case, plain: Row, range_: str, verdict: starts.Verdict, skew: st
     stands = f"The members reach {range_}, their average ({plain.name}) stands {_level(plain, merged)}."
     if verdict.shared is False:
         why = f"They do not share a start: {verdict.evidence}. {starts.BLENDED}"
-        text = f"{stands} {why} {starts.cure(case.members, case.parts)}"
-        command = starts.cure_command(case.members, case.parts)
-        return Finding("problem", f"The merge fell to {merged}: no shared start", text, command)
+        cure, command = _cure(case)
+        chosen = case.alignment.chosen if case.alignment else None
+        reached = f"; aligned it reaches {words.percent(chosen.counts.accuracy)}" if chosen else ""
+        return Finding(
+            "problem", f"The merge fell to {merged}: no shared start{reached}", f"{stands} {why} {cure}", command
+        )
     often = "Train for fewer epochs and merge more often, or pull the members together with 'fedloom train --prox-mu'."
     command = starts.next_round_command(case.members, case.parts)
     if verdict.shared is None:
@@ -110,6 +141,64 @@ def _fall(case: Case, plain: Row, range_: str, verdict: starts.Verdict, skew: st
     else:
         why = f"They share a start, but moved too far apart before the average was taken. {often}"
     return Finding("warning", f"The merge fell to {merged}, below the members", f"{stands} {why}", command)
+
+
+def _cure(case: Case) -> tuple[str, str]:
+    """Say what helps members without a shared start, and which command does it."""
+    made, usual = case.alignment, starts.cure(case.members, case.parts)
+    command = starts.cure_command(case.members, case.parts)
+    if made is None:
+        return usual, command
+    if made.chosen is None:
+        return f"Aligning them first is not possible here: {made.refused.rstrip('.')}. {usual}", command
+    text = f"{_ORDER}\n\n{_reached(case, made, made.chosen)}"
+    if made.chosen.counts.accuracy < fmean(row.counts.accuracy for row in case.alone) - FALL:
+        return f"{text} That is still well below the members. {usual}", command
+    return f"{text} This command makes its file:", made.command
+
+
+def _reached(case: Case, made: Alignment, chosen: Row) -> str:
+    return (
+        f"Aligned, the merge reaches {words.percent(chosen.counts.accuracy)} ({chosen.name}), the members alone "
+        f"{words.percents(row.counts.accuracy for row in case.alone)}. It took {words.duration(made.seconds)} with "
+        f"{made.probe}, and was chosen by {made.judge}."
+    )
+
+
+def _aligned(case: Case) -> list[Finding]:
+    """Say when something simpler is better than the aligned merge, or when there was no need for it."""
+    chosen = case.alignment.chosen if case.alignment else None
+    if case.alignment is None or chosen is None:
+        return []
+    merged, found = chosen.counts.accuracy, []
+    if case.verdict is not None and case.verdict.shared is not False and case.plain is not None:
+        plain = f"{case.plain.name} {words.percent(case.plain.counts.accuracy)}"
+        text = f"{chosen.name} reaches {words.percent(merged)}, {plain} without alignment."
+        found.append(Finding("info", "They were aligned as well", text))
+    rivals = [r for r in case.rows if r.kind in ("member", "baseline") and r.counts.accuracy > merged]
+    if not rivals:
+        return found
+    best = max(rivals, key=lambda r: r.counts.accuracy)
+    what = "A single member" if best.kind == "member" else "One member with a new last layer"
+    chance = _by_chance(best, chosen)
+    text = (
+        f"{best.name} reaches {words.percent(best.counts.accuracy, 2)}, the aligned merge ({chosen.name}) "
+        f"{words.percent(merged, 2)}{'; on this test set the difference may be chance' if chance else ''}. "
+        f"{_more(case.alignment)}"
+    )
+    return [*found, Finding("info" if chance else "warning", f"{what} is better than the aligned merge", text)]
+
+
+def _by_chance(one: Row, other: Row) -> bool:
+    """Tell whether two accuracies lie within the 95 % interval of their difference, as if from two test sets."""
+    a, b = one.counts.accuracy, other.counts.accuracy
+    return bool(abs(a - b) < 1.96 * ((a * (1 - a) + b * (1 - b)) / one.counts.n) ** 0.5)
+
+
+def _more(made: Alignment) -> str:
+    if made.own:
+        return "'fedloom merge' with --effort best tries more ways, distillation from the ensemble among them."
+    return "Inputs of your own usually make the merge better, and need no labels: pass them as --unlabelled."
 
 
 def _level(row: Row, percent: str) -> str:

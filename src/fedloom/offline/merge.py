@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fedloom import files
 from fedloom.data import load_evaluation
-from fedloom.errors import DataError, MergeError, UsageError
-from fedloom.merging import METHODS, Merged, StartMissing, check_method, merge_vectors
+from fedloom.errors import ArchitectureError, ModelError, UsageError
+from fedloom.merging import METHODS, Merged, check_method
 from fedloom.models import io, sidecar
 from fedloom.models.ensemble import ensemble
 from fedloom.models.model import Model
 from fedloom.models.sidecar import Sidecar
 from fedloom.offline import starts
-from fedloom.offline.collect import ModelFile, check_finite, check_same, model_files, read_vectors, without_rounds
+from fedloom.offline.aligning import Aligned, Wish, align_members, recalibrated
+from fedloom.offline.averaging import Average, average, doubts, without_broken
+from fedloom.offline.collect import ModelFile, check_finite, model_files, without_rounds
+from fedloom.offline.server_state import write_state
+from fedloom.report.candidates import candidates_html
 from fedloom.report.comparison import Finding
 from fedloom.report.tables import findings_html, text_html
 from fedloom.training.evaluate import evaluate
@@ -41,6 +45,7 @@ class MergedModel:
         findings: What the reader should know: shared start or not, weights, ...
         out: The file written, or None.
         sidecar: What stands in the JSON beside it.
+        aligned: What aligning the members brought; None where they were averaged as they are.
     """
 
     model: Model
@@ -50,10 +55,12 @@ class MergedModel:
     findings: tuple[Finding, ...]
     out: Path | None
     sidecar: Sidecar
+    aligned: Aligned | None = None
 
     def _repr_html_(self) -> str:
         head = f"{self.method} of {len(self.members)} models" + (f": {self.out}" if self.out else "")
-        return text_html(head) + findings_html(self.findings)
+        tried = candidates_html(self.aligned.fused) if self.aligned else ""
+        return text_html(head) + tried + findings_html(self.findings)
 
 
 def merge(
@@ -66,9 +73,16 @@ def merge(
     previous: str | Path | None = None,
     model: str | None = None,
     options: Mapping[str, float] | None = None,
+    align: str = "auto",
+    effort: str = "quick",
+    unlabelled: str | None = None,
+    seed: int = 0,
     data_dir: str | Path | None = None,
+    progress: bool = True,
 ) -> MergedModel:
     """Merge model files of one architecture into one.
+
+    Members that do not share a start are aligned before: see :func:`fedloom.align.fuse.fuse`.
 
     Args:
         models: Files or patterns: ``.keras``, ``.h5``, ``.safetensors``, ``.pt``.
@@ -76,12 +90,19 @@ def merge(
         out: The file to write; its suffix chooses the format. None writes nothing.
         weights: For ``weighted``: one per file, fractions that sum to 1 or whole numbers of any sum; or ``"accuracy"``
             for each member's accuracy on ``data``.
-        data: Validation data for ``weights="accuracy"``: a name or a path, as ``compare`` takes it.
+        data: Validation data for ``weights="accuracy"``, and to judge aligned merges by: a name or a path, as
+            ``compare`` takes it.
         previous: The global model that the members started from, for the server optimisers, ``fednova`` and
             ``centered-clipping``. A server optimiser's memory is kept beside it and beside ``out``.
         model: The code of the model (``file.py:function``), where the files hold only arrays and must be run.
         options: Of the method, such as ``{"trim": 0.1}`` or ``{"lr": 0.5}``.
+        align: ``"auto"``: align the members when they do not share a start; ``"always"``; ``"none"``.
+        effort: How much alignment tries: ``"quick"`` or ``"best"``.
+        unlabelled: Inputs without labels, to align on and to recalibrate BatchNorm with: a name or a path. Without
+            them alignment makes synthetic ones.
+        seed: Of what alignment draws.
         data_dir: Where the data sets lie.
+        progress: Show progress bars.
 
     Returns:
         The merged model, with what was found on the way.
@@ -92,6 +113,8 @@ def merge(
         UsageError: Unknown names, weights that do not fit, or an ``out`` that would overwrite an input.
     """
     check_method(method)
+    wish = Wish(align, effort, unlabelled, data, None if data_dir is None else str(data_dir), seed, progress)
+    wish.check(method)
     found = without_rounds(model_files(models))
     path = _checked_out(out, found)
     if METHODS[method].family == "ensemble":
@@ -99,32 +122,88 @@ def merge(
             raise UsageError("an ensemble treats its members alike and has no options: leave weights and options out")
         return _ensemble(found, model, path)
     chosen = _weights(weights, method, found, model, data, data_dir)
-    first, vectors = read_vectors(found, model)
-    before, state = _previous(previous, method, model, first, found)
-    watch = starts.Watch(first.layout)
-    try:
-        merged = merge_vectors(
-            method,
-            [f.entry for f in found],
-            map(watch.see, vectors),
-            layout=first.layout,
-            weights=chosen,
-            previous=before,
-            state=state,
-            options=options,
-        )
-    except StartMissing as error:
-        hint = "pass --previous with it (the shared start for the first merge, the last global model later)"
-        raise MergeError(f"{error}: {hint}") from error
-    said = [*starts.findings(found, watch.verdict(found)), *_doubts(found, before)]
-    said += [Finding("info", "Note", f"{note[:1].upper()}{note[1:]}.") for note in merged.notes]
-    record = _sidecar(first.load(merged.vector), found, method, merged, options, before)
+    run = partial(average, method=method, reference=model, previous=previous, options=options)
+    align_ = partial(align_members, wish=wish, method=method, model=model, options=dict(options or {}) or None)
+    done = _outcome(found, chosen, run, align_, wish, method)
+    record = _sidecar(done, method, options)
     if path is not None:
-        io.save(first, path)
+        io.save(done.model, path)
         sidecar.write(path, record)
-        write_state(path, method, merged)
-    names = tuple(str(f.path) for f in found)
-    return MergedModel(first, method, names, merged.weights, tuple(said), path, record)
+        write_state(path, method, done.merged)
+    left_out = done.aligned.left_out if done.aligned else ()
+    names = tuple(str(f.path) for f in done.found if f.name not in left_out)
+    return MergedModel(done.model, method, names, done.weights, tuple(done.said), path, record, done.aligned)
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome:
+    """One model, and how it came about."""
+
+    model: Model
+    merged: Merged
+    found: list[ModelFile]
+    weights: tuple[float, ...]
+    said: list[Finding]
+    before: torch.Tensor | None = None
+    aligned: Aligned | None = None
+
+
+def _outcome(
+    found: list[ModelFile],
+    weights: Sequence[float] | None,
+    run: Callable[[list[ModelFile], Sequence[float] | None], Average],
+    align: Callable[..., Aligned],
+    wish: Wish,
+    method: str,
+) -> _Outcome:
+    """Average the members as they are; align them before where they do not share a start."""
+    try:
+        found, weights, made, said = without_broken(run, found, weights, wish)
+    except ArchitectureError as error:
+        aligned = _of_other_widths(error, found, wish, method, partial(align, found, weights=weights))
+        return _once_aligned(aligned, found, [starts.OTHER_WIDTHS])
+    verdict = made.watch.verdict(found)
+    said += doubts(found, made.before)
+    if wish.applies(method, verdict, len(found)):
+        tried = _aligned(partial(align, found, weights=weights), wish)
+        if isinstance(tried, Aligned):
+            return _once_aligned(tried, found, [*starts.before_alignment(found, verdict), *said])
+        said.append(tried)
+    model = made.first.load(made.merged.vector)
+    notes = [Finding("info", "Note", f"{note[:1].upper()}{note[1:]}.") for note in made.merged.notes]
+    said = [*starts.findings(found, verdict), *recalibrated(model, wish), *said, *notes]
+    return _Outcome(model, made.merged, found, made.merged.weights, said, made.before)
+
+
+def _once_aligned(aligned: Aligned, found: list[ModelFile], said: Sequence[Finding]) -> _Outcome:
+    merged = Merged(aligned.model.vector(), aligned.weights)
+    findings = [*said[:1], *aligned.findings, *said[1:]]
+    return _Outcome(aligned.model, merged, found, aligned.weights, findings, aligned=aligned)
+
+
+def _aligned(align: Callable[[], Aligned], wish: Wish) -> Aligned | Finding:
+    """Align and merge members that do not share a start; or say why that is not possible."""
+    try:
+        return align()
+    except ModelError as error:
+        if wish.align == "always":
+            raise
+        return Finding("problem", "The members could not be aligned", f"{error}.")
+
+
+def _of_other_widths(
+    error: ArchitectureError, found: Sequence[ModelFile], wish: Wish, method: str, align: Callable[[], Aligned]
+) -> Aligned:
+    """Align members that cannot be averaged as they are; raise ``error`` where widths are not the reason."""
+    between = error.context.get("file") in {str(f.path) for f in found}
+    if not between or not wish.may(method) or len(found) < 2:
+        raise error
+    try:
+        return align()
+    except ArchitectureError:
+        raise error from None
+    except ModelError as reason:
+        raise ArchitectureError(f"{error}; nor can they be aligned: {reason}", **error.context) from reason
 
 
 def _checked_out(out: str | Path | None, found: Sequence[ModelFile]) -> Path | None:
@@ -200,90 +279,18 @@ def _checked_sum(weights: list[float]) -> list[float]:
     raise UsageError(f"the weights {given} sum to {total:.4g}, not to 1; in these proportions: {shares}")
 
 
-def _previous(
-    previous: str | Path | None, method: str, reference: str | None, first: Model, found: Sequence[ModelFile]
-) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
-    """Load the previous global model and the server optimiser's memory that lies beside it."""
-    if previous is None:
-        return None, {}
-    path = Path(previous)
-    before = io.load(path, reference)
-    check_same(first, before, str(found[0].path), str(path))
-    vector = before.vector()
-    check_finite(vector, before, str(path))
-    return vector, read_state(path, method, vector)
-
-
-def _doubts(found: Sequence[ModelFile], before: torch.Tensor | None) -> list[Finding]:
-    """Say what the sidecars speak against: sidecars of other files, other input scales, another start."""
-    said = []
-    for file in found:
-        if file.sidecar is None and sidecar.path_of(file.path).is_file():
-            text = f"{file.path}: {file.reason}. Send file and sidecar together, as 'fedloom train' wrote them."
-            said.append(Finding("warning", "A sidecar is passed over", text))
-    known = [(f, f.sidecar) for f in found if f.sidecar]
-    highs = {s.model.get("input_high"): f.path for f, s in known if s.model.get("input_high")}
-    if len(highs) > 1:
-        text = "; ".join(f"{path} takes 0 to {high:g}" for high, path in highs.items())
-        text = f"{text}. Models of different scales cannot be averaged: train them again on inputs of one scale."
-        said.append(Finding("problem", "The members take inputs of different scales", text))
-    if before is not None:
-        digest = sidecar.digest(before)
-        others = [f for f, s in known if s.start and s.start != digest]
-        if others:
-            text = f"{others[0].path} says so; {len(others)} of {len(found)} members began from another model."
-            said.append(Finding("warning", "The members did not start from --previous", text))
-    return said
-
-
-def state_path(path: Path) -> Path:
-    """Return where the memory of a server optimiser lies that belongs to a global model."""
-    return path.with_name(f"{path.stem}.server.safetensors")
-
-
-def read_state(path: Path, method: str, vector: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Read the server optimiser's memory beside a global model; empty when there is none of this method.
-
-    Raises:
-        DataError: The memory belongs to another model, or is damaged.
-    """
-    beside = state_path(path)
-    if METHODS[method].family != "server" or not beside.is_file():
-        return {}
-    state, metadata = files.read_tensors(beside)
-    if metadata.get("method") != method:
-        return {}
-    if metadata.get("model") != sidecar.digest(vector):
-        raise DataError(f"{beside} belongs to another model than {path.name}: remove it, or restore the model")
-    return state
-
-
-def write_state(path: Path, method: str, merged: Merged) -> None:
-    """Write the server optimiser's memory beside a global model; drop what an earlier model of that name left."""
-    if not merged.state:
-        state_path(path).unlink(missing_ok=True)
-    else:
-        metadata = {"method": method, "model": sidecar.digest(merged.vector)}
-        files.write_tensors(state_path(path), merged.state, metadata)
-
-
-def _sidecar(
-    model: Model,
-    found: list[ModelFile],
-    method: str,
-    merged: Merged,
-    options: Mapping[str, float] | None,
-    before: torch.Tensor | None,
-) -> Sidecar:
-    known = [f.sidecar for f in found if f.sidecar]
-    what: dict[str, Any] = {"method": method, "options": dict(options or {}), "members": [f.path.name for f in found]}
+def _sidecar(done: _Outcome, method: str, options: Mapping[str, float] | None) -> Sidecar:
+    known = [f.sidecar for f in done.found if f.sidecar]
+    members = [f.path.name for f in done.found]
+    what: dict[str, Any] = {"method": method, "options": dict(options or {}), "members": members}
+    what |= {"weights": list(done.weights)} | ({"align": done.aligned.record()} if done.aligned else {})
     return Sidecar(
-        model=model.describe(),
-        samples=sum(s.samples for s in known) if len(known) == len(found) else 0,
-        start=sidecar.digest(before) if before is not None else "",
+        model=done.model.describe(),
+        samples=sum(s.samples for s in known) if len(known) == len(done.found) else 0,
+        start=sidecar.digest(done.before) if done.before is not None else "",
         round=max((s.round for s in known), default=0),
-        class_names=_class_names(found),
-        merge=what | {"weights": list(merged.weights)},
+        class_names=_class_names(done.found),
+        merge=what,
     )
 
 

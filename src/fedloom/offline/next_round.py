@@ -17,7 +17,7 @@ from fedloom.models.sidecar import Sidecar
 from fedloom.offline import member as members
 from fedloom.offline import starts
 from fedloom.offline.collect import SUFFIXES, ModelFile, check_same, model_files, read_vectors, without_rounds
-from fedloom.offline.merge import read_state, write_state
+from fedloom.offline.server_state import read_state, write_state
 from fedloom.report.tables import text_html
 
 

@@ -24,8 +24,10 @@ from fedloom.report.comparison import Finding
 WATCHED = 16
 """More models than this are not looked at, so that a merge needs the same memory for any number of files."""
 
-LAYERS, UNITS, INPUTS = 2, 256, 256
-"""How much is kept of a model that is looked at: so many layers, units of each, and inputs of each unit."""
+UNITS, INPUTS = 256, 256
+"""How much is kept of each hidden layer of a model that is looked at: so many units, and inputs of each unit."""
+
+TWINS = "Two files are the same model"
 
 BLENDED = (
     "The same feature sits in a different unit of each model, so averaging them blends unrelated units, and no averaging "
@@ -72,7 +74,7 @@ class Watch:
     def verdict(self, found: Sequence[ModelFile]) -> Verdict:
         """Say whether the files' models share a start; ``found`` in the order in which they were seen."""
         seen = found[: len(self._heads)]
-        weights = diagnose.shared_start(self._heads, self._layout, [f.name for f in seen])
+        weights = diagnose.shared_start(self._heads, self._layout, [f.name for f in seen], self._layout.names)
         duplicates = self._duplicates()
         starts = [f.sidecar.start for f in found if f.sidecar and f.sidecar.start]
         if len(starts) < len(found):
@@ -99,7 +101,7 @@ def findings(found: Sequence[ModelFile], verdict: Verdict, parts: str | Path | N
     """
     if len(found) < 2:
         return []
-    evidence = _sentence(verdict.evidence)
+    evidence = sentence(verdict.evidence)
     said = []
     if verdict.shared:
         said.append(Finding("good", "The members share a start", evidence))
@@ -110,8 +112,19 @@ def findings(found: Sequence[ModelFile], verdict: Verdict, parts: str | Path | N
         said.append(Finding("problem", "The members do not share a start", text, command))
     for i, j in verdict.duplicates:
         text = f"{found[i].path} and {found[j].path} hold the same numbers: one member counts twice."
-        said.append(Finding("warning", "Two files are the same model", text))
+        said.append(Finding("warning", TWINS, text))
     return said
+
+
+def before_alignment(found: Sequence[ModelFile], verdict: Verdict) -> list[Finding]:
+    """Say why members were aligned, and which files are the same model."""
+    told = Finding("info", "The members do not share a start", f"{sentence(verdict.evidence)} {BLENDED}")
+    return [told, *(f for f in findings(found, verdict) if f.title == TWINS)]
+
+
+OTHER_WIDTHS = Finding(
+    "info", "The members cannot be averaged as they are", "Their hidden layers have different widths."
+)
 
 
 def cure(found: Sequence[ModelFile], parts: str | Path | None) -> str:
@@ -198,11 +211,11 @@ class _Corner:
 
 
 def _corners(layout: Layout) -> list[_Corner]:
-    """Return a corner of each of the first layers of enough units; of the first array where there is no such layer."""
-    arrays = list(layout.slices())[: layout.n_trainable or None]
-    telling = [row for row in arrays if len(row[2]) >= 2 and row[2][0] >= diagnose.LEAST_UNITS]
+    """Return a corner of each hidden layer; of the first array where there is no such layer."""
+    arrays, hidden = list(layout.slices())[: layout.n_trainable or None], diagnose.hidden_arrays(layout)
+    telling = [row for row in arrays if row[0] in hidden]
     corners = []
-    for name, where, shape in telling[:LAYERS] or arrays[:1]:
+    for name, where, shape in telling or arrays[:1]:
         units = shape[0] if shape else 1
         inputs = math.prod(shape) // units
         corners.append(_Corner(name, where, units, (min(units, UNITS), min(inputs, INPUTS))))
@@ -217,5 +230,6 @@ def _all(n: int) -> str:
     return {1: "the sidecar names", 2: "both sidecars name"}.get(n, f"all {n} sidecars name")
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Make a sentence of evidence: a capital in front, a full stop behind."""
     return f"{text[:1].upper()}{text[1:]}."

@@ -13,10 +13,12 @@ Example:
 
 from fedloom.report.comparison import Comparison, Finding, Row
 from fedloom.report.html import render, to_csv, write
+from fedloom.report.interpolation import Interpolation
 from fedloom.report.pictures import (
     accuracy_bars,
     class_distribution,
     confusion,
+    interpolation_curve,
     learning_curves,
     rounds_curve,
     save_png,
@@ -29,12 +31,14 @@ from fedloom.report.words import result
 __all__ = [
     "Comparison",
     "Finding",
+    "Interpolation",
     "Row",
     "accuracy_bars",
     "class_distribution",
     "class_table",
     "comparison_table",
     "confusion",
+    "interpolation_curve",
     "learning_curves",
     "provenance",
     "render",

@@ -14,6 +14,7 @@ from fedloom.errors import DataError, unknown
 from fedloom.files import read_json, write_json
 from fedloom.metrics import Counts
 from fedloom.records import RoundRecord
+from fedloom.report.interpolation import Interpolation
 from fedloom.report.palette import KINDS
 
 LEVELS: Final = ("good", "info", "warning", "problem")
@@ -27,8 +28,9 @@ class Row:
 
     Attributes:
         name: The member's or the method's name.
-        kind: "member", "method" (one merge), "ensemble", "central" (trained on all data), "global" (after rounds)
-            or "apart" (one merge of models without a shared start).
+        kind: "member", "method" (one merge), "aligned" (one merge of members that were aligned first), "baseline" (one
+            member, improved without the others' weights), "ensemble", "central" (trained on all data), "global" (after
+            rounds) or "apart" (one merge of models without a shared start).
         counts: What it got right and wrong on the test data.
         seconds: How long it took to train or to merge; 0 or NaN when it was not measured.
         note: A few words beside it in the table.
@@ -102,6 +104,7 @@ class Comparison:
         rounds: The rounds of a federation, in order.
         refused: Per method that was not run, the reason.
         made: How it was made: label -> text (seed, command, versions, files, time).
+        lines: What lies on the straight line between two members, one per way of mixing them.
     """
 
     title: str
@@ -114,6 +117,7 @@ class Comparison:
     rounds: list[RoundRecord] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     made: dict[str, str] = field(default_factory=dict)
+    lines: list[Interpolation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.class_names = tuple(self.class_names)
@@ -143,12 +147,12 @@ class Comparison:
         """Return the rows of a kind, in their order."""
         return [row for row in self.rows if row.kind == kind]
 
-    def best(self) -> Row | None:
-        """Return the merging method with the highest accuracy, the first of equals; None when there is none.
+    def best(self, *kinds: str) -> Row | None:
+        """Return the best merge of the given kinds, aligned or not when left out; the first of equals, None without any.
 
         A rule that only picked a member, as Krum does, merged nothing: it comes after those that did.
         """
-        methods = [row for row in self.ranked() if row.kind == "method"]
+        methods = [row for row in self.ranked() if row.kind in (kinds or ("method", "aligned"))]
         members = [row.counts for row in self.of_kind("member")]
         merged = (row for row in methods if not any(_same(row.counts, counts) for counts in members))
         return next(merged, methods[0] if methods else None)
@@ -178,6 +182,7 @@ class Comparison:
             "rounds": [_plain(asdict(record)) for record in self.rounds],
             "refused": dict(self.refused),
             "made": dict(self.made),
+            "lines": [line.to_json() for line in self.lines],
         }
 
     @classmethod
@@ -201,6 +206,7 @@ class Comparison:
                 rounds=[_round_from_json(record) for record in value["rounds"]],
                 refused=dict(value["refused"]),
                 made=dict(value["made"]),
+                lines=[Interpolation.from_json(line) for line in value.get("lines", ())],
             )
         except KeyError as error:
             raise DataError(f"{source}: {error} is missing; write the report again", file=source) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fedloom.files import write_text
-from fedloom.report import pictures, tables
+from fedloom.report import pictures, tables, words
 from fedloom.report.comparison import Comparison
 from fedloom.report.palette import ICONS, PAGE, THEME
 from fedloom.report.views import CSV, HTML, JSON, SHADES, overview
@@ -26,6 +26,7 @@ _SECTIONS: Final = (
     ("findings", "What happened"),
     ("models", "All models"),
     ("accuracy", "Accuracy"),
+    ("between", "Between two members"),
     ("curves", "Learning curves"),
     ("rounds", "Rounds"),
     ("classes", "Who holds what"),
@@ -86,7 +87,7 @@ def render(comparison: Comparison) -> str:
     present = {
         "findings": comparison.findings,
         **dict.fromkeys(("models", "accuracy", "each"), comparison.rows),
-        **{name: drawn[name] for name in ("curves", "rounds", "classes")},
+        **{name: drawn[name] for name in ("between", "curves", "rounds", "classes")},
         "refused": comparison.refused,
         "made": True,
     }
@@ -125,9 +126,12 @@ def _pictures(comparison: Comparison) -> dict[str, Any]:
     def best(kind: str) -> float | None:
         return max((row.counts.accuracy for row in comparison.of_kind(kind)), default=None)
 
-    drawn: dict[str, Any] = dict.fromkeys(("bars", "curves", "rounds", "classes"))
+    drawn: dict[str, Any] = dict.fromkeys(("bars", "between", "curves", "rounds", "classes"))
     if comparison.rows:
         drawn["bars"] = pictures.svg(pictures.accuracy_bars(comparison), "Bar plot: accuracy of every model")
+    if comparison.lines:
+        figure = pictures.interpolation_curve(comparison.lines)
+        drawn["between"] = pictures.svg(figure, "Loss and accuracy on the straight line between two members")
     if any(comparison.curves.values()):
         central = {row.name for row in comparison.of_kind("central")}
         figure = pictures.learning_curves(comparison.curves, emphasis=central)
@@ -147,9 +151,11 @@ def _environment() -> Environment:
 
     names = ("report.html.j2", "notebook.html.j2")
     sources = {name: _resource(name) for name in names}
-    return Environment(
+    made = Environment(
         loader=DictLoader(sources), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    made.filters["unbroken"] = words.unbroken
+    return made
 
 
 def _resource(name: str) -> str:

@@ -8,11 +8,13 @@ INK: Final = "#1d2733"
 MUTED: Final = "#566270"
 GRID: Final = "#d9dfe6"
 
-KINDS: Final = ("member", "method", "ensemble", "central", "global", "apart")
+KINDS: Final = ("member", "method", "aligned", "baseline", "ensemble", "central", "global", "apart")
 
 KIND_COLOURS: Final = {
     "member": "#76838f",
     "method": "#0072b2",
+    "aligned": "#a97f00",
+    "baseline": "#3f4c59",
     "ensemble": "#a3528c",
     "central": "#c85200",
     "global": "#00805e",
@@ -22,6 +24,8 @@ KIND_COLOURS: Final = {
 KIND_WORDS: Final = {
     "member": "member",
     "method": "merged",
+    "aligned": "aligned",
+    "baseline": "baseline",
     "ensemble": "ensemble",
     "central": "central",
     "global": "after rounds",
@@ -36,6 +40,8 @@ THEME: Final = {
     "grid": (GRID, "#37424e"),
     "member": (KIND_COLOURS["member"], "#9aa8b5"),
     "method": (KIND_COLOURS["method"], "#58b2ea"),
+    "aligned": (KIND_COLOURS["aligned"], "#e2bd4a"),
+    "baseline": (KIND_COLOURS["baseline"], "#c6d0da"),
     "ensemble": (KIND_COLOURS["ensemble"], "#dd96c3"),
     "central": (KIND_COLOURS["central"], "#f4905a"),
     "global": (KIND_COLOURS["global"], "#35c497"),

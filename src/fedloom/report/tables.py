@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _STYLES: Final = {
     "member": "default",
     "method": "blue",
+    "aligned": "bright_yellow",
+    "baseline": "default",
     "ensemble": "magenta",
     "central": "yellow",
     "global": "green",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,15 +11,23 @@ from numpy.typing import NDArray
 
 from fedloom.report import words
 from fedloom.report.comparison import Comparison, Row
+from fedloom.report.interpolation import Interpolation
 from fedloom.report.palette import KIND_WORDS
 
 HTML, CSV, JSON = "report.html", "report.csv", "report.json"
 
 _MATRIX_CLASSES: Final = 20
+_VALLEY: Final = 0.05  # a fall of accuracy that is worth speaking of
+_RECALIBRATED: Final = (
+    " Recalibrated means that the running means and variances inside the mixed model were measured again on the same "
+    "samples, without their labels: mixed ones are those of no model."
+)
 SHADES: Final = 9
 _GLOSSARY: Final = {
     "member": "trained by one member, on that member's part of the data alone",
     "method": "made out of the members' models, without their data",
+    "aligned": "merged after every member's units were brought into one common order, without labels and without training",
+    "baseline": "one member whose last layer was fitted to what all members say together: a merge has to beat it",
     "ensemble": "all members' models asked together: as slow as all of them, an upper reference",
     "central": "trained on all parts put together: what is given up by keeping data apart",
     "global": "made by several rounds of training apart and merging",
@@ -44,6 +52,7 @@ def overview(comparison: Comparison) -> dict[str, Any]:
         "band": _band(comparison.of_kind("member"), start),
         "certainty": words.certainty(comparison),
         "glossary": [(_kind(kind), text) for kind, text in _GLOSSARY.items() if kind in kinds],
+        "between": _between(comparison.lines),
         "rounds": _round_views(comparison, digits),
         "made": _made(comparison),
     }
@@ -58,8 +67,10 @@ def _facts(comparison: Comparison) -> str:
 
 
 def _tiles(comparison: Comparison) -> list[dict[str, str]]:
+    aligned = bool(comparison.of_kind("aligned"))
     what = {
-        "method": "Best single merge",
+        "aligned": "Best aligned merge",
+        "method": "Best plain merge" if aligned else "Best single merge",
         "global": "After rounds",
         "member": "Members alone",
         "central": "Central training",
@@ -69,7 +80,7 @@ def _tiles(comparison: Comparison) -> list[dict[str, str]]:
         rows = sorted(comparison.of_kind(kind), key=lambda r: -r.counts.accuracy)
         if not rows:
             continue
-        first = (comparison.best() if kind == "method" else None) or rows[0]
+        first = (comparison.best(kind) if kind in ("aligned", "method") else None) or rows[0]
         value, who = words.percent(first.counts.accuracy), first.name
         if kind == "member" and len(rows) == 1:
             title = "Member alone"
@@ -176,6 +187,54 @@ def _round_views(comparison: Comparison, digits: int) -> list[dict[str, Any]]:
         }
         for record in comparison.rounds
     ]
+
+
+def _between(lines: Sequence[Interpolation]) -> list[str]:
+    """Say what the picture of the line between two members shows."""
+    if not lines:
+        return []
+    before, after = lines[0], lines[1:]
+    said = [
+        f"Every point is a model whose weights are mixed from those of {before.first} (left) and {before.second} (right); in "
+        f"the middle stands their average. Mixed {before.name}, the loss rises by up to {_rise(before)} over the straight "
+        f"line between its ends (the barrier), and the accuracy falls by up to {_fall(before)}. {_valley(before)}"
+    ]
+    if after:
+        changes = "; ".join(f"{line.name}, {_rise(line)} and {_fall(line)}" for line in after)
+        said.append(
+            "Aligning brings the hidden units of both into one order, which changes no answer of either. The rise and the "
+            f"fall that are left: {changes}. {_healed(before, after)}"
+        )
+    said.append(f"Measured on {words.many(before.samples, 'test sample')}.{_RECALIBRATED if len(lines) > 2 else ''}")
+    return [words.unbroken(paragraph) for paragraph in said]
+
+
+def _valley(line: Interpolation) -> str:
+    if line.accuracy_barrier < _VALLEY:
+        return "That is no valley: the two can be averaged as they are."
+    return (
+        "Both ends are good models, and what lies between them is not: the same feature sits in a different unit of each, "
+        "so the average blends unrelated units and falls into the valley. That is why averaging fails here."
+    )
+
+
+def _healed(before: Interpolation, after: Sequence[Interpolation]) -> str:
+    left = min(line.accuracy_barrier for line in after)
+    if before.accuracy_barrier < _VALLEY:
+        return ""
+    if left < _VALLEY:
+        return "The valley is gone, and the average is a good model."
+    if left < before.accuracy_barrier / 2:
+        return "Most of the valley is filled; REPAIR and least squares, in the table above, care for the rest."
+    return "Much of the valley is left: an average alone does not do for these models."
+
+
+def _rise(line: Interpolation) -> str:
+    return f"{words.loss(line.barrier)} nats"
+
+
+def _fall(line: Interpolation) -> str:
+    return f"{100 * line.accuracy_barrier:.1f} points"
 
 
 def _made(comparison: Comparison) -> Iterator[tuple[str, str]]:

@@ -146,9 +146,12 @@ def result(comparison: Comparison) -> str:
             others.append(f"{words} {percent(max(row.counts.accuracy for row in rows))}")
     if best is not None:
         crowd = f" of {len(members)} members" if len(members) > 1 else ""
-        methods = len(of("method"))
+        methods = len(of("method")) + len(of("aligned"))
         choice = f", the best of {methods} methods" if methods > 1 else ""
-        first = f"{best.name}{crowd}{choice}: {percent(best.counts.accuracy)}"
+        how = f"{best.name}{crowd}"
+        if best.kind == "aligned":
+            how = f"{len(members)} members aligned and merged by {best.name.removeprefix('aligned ')}"
+        first = f"{how}{choice}: {percent(best.counts.accuracy)}"
     elif members:
         crowd = f"{len(members)} members" if len(members) > 1 else of("member")[0].name
         first = f"{crowd}: {percents(members)}"

@@ -97,6 +97,10 @@ def test_a_fresh_start_says_what_it_costs(team, capsys):
     assert "note: fresh start" in said
     assert "chance level" in said
     assert run("merge", "fresh.keras", "luis.keras", "--out", "global.keras") == 0
+    said = capsys.readouterr().out
+    assert "The members do not share a start" in said
+    assert "The members were aligned before merging" in said
+    assert run("merge", "fresh.keras", "luis.keras", "--align", "none", "--out", "plain.keras") == 0
     assert "problem: The members do not share a start" in capsys.readouterr().out
 
 

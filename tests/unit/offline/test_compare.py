@@ -76,8 +76,8 @@ def test_the_numbers_are_those_of_each_model_alone(trained):
 def test_different_starts_are_a_problem_that_comes_first(trained):
     made = run(trained.different, methods=["fedavg", "median"])
     assert made.findings[0].level == "problem"
-    assert "no shared start" in made.findings[0].title
-    assert made.findings[0].command.startswith("fedloom next-round")
+    assert "no shared start; aligned it reaches" in made.findings[0].title
+    assert made.findings[0].command.startswith("fedloom merge")
     assert sum(f.level == "problem" for f in made.findings) == 1
 
 

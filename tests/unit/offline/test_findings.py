@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fedloom.metrics import Counts
 from fedloom.models.sidecar import Sidecar
+from fedloom.offline.aligned_rows import Alignment
 from fedloom.offline.collect import ModelFile
 from fedloom.offline.findings import Case, explain
 from fedloom.offline.starts import Verdict
@@ -32,6 +34,14 @@ def case(members, merged, shared=True, classes=10, evidence="so it is", names=NA
     given = [{k: v[i] for k, v in sidecars.items()} for i in range(len(members))]
     found = [ModelFile(Path(f"{n}.keras"), n, Sidecar(**g)) for n, g in zip(names, given, strict=False)]
     return Case(rows, found, Verdict(shared, evidence))
+
+
+def aligned(made, accuracy, baseline=0.0, **given):
+    """The same case, its members aligned with that outcome."""
+    chosen = Row("least squares", "aligned", counts(accuracy))
+    rows = [*made.rows, chosen, Row("ana, new last layer", "baseline", counts(baseline))]
+    told = {"probe": "synthetic inputs", "judge": "agreement", "command": "fedloom merge it", "seconds": 2.0, **given}
+    return replace(made, rows=rows, alignment=Alignment(chosen, **told))
 
 
 def titles(made):
@@ -58,6 +68,49 @@ def test_different_starts_are_explained_once():
     assert "stands at chance level" in found[0].text
     assert "they say so" in found[0].text
     assert "Send one file, such as ana.keras" in found[0].text
+
+
+def test_what_alignment_reaches_is_part_of_the_problem():
+    found = explain(aligned(case((0.9, 0.91, 0.92), 0.1, shared=False), 0.95, 0.9))
+    assert [f.level for f in found] == ["problem"]
+    assert found[0].title == "The merge fell to 10.0 %: no shared start; aligned it reaches 95.0 %"
+    assert "the merge reaches 95.0 % (least squares), the members alone 90.0–92.0 %" in found[0].text
+    assert "took 2.0 s with synthetic inputs, and was chosen by agreement" in found[0].text
+    assert found[0].command == "fedloom merge it"
+    assert "Send one file" not in found[0].text
+
+
+def test_alignment_that_does_not_help_leaves_the_new_start_as_the_advice():
+    found = explain(aligned(case((0.9, 0.91, 0.92), 0.1, shared=False), 0.5))
+    assert "still well below the members. Send one file" in found[0].text
+    assert found[0].command == ""
+
+
+def test_alignment_that_was_not_possible_says_why():
+    made = replace(case((0.9, 0.91, 0.92), 0.1, shared=False), alignment=Alignment(None, "layer 'x' is strange."))
+    (found,) = explain(made)
+    assert "not possible here: layer 'x' is strange. Send one file" in found.text
+
+
+def test_alignment_is_named_where_the_plain_mean_did_not_fall():
+    found = explain(aligned(case((0.9, 0.91, 0.92), 0.9, shared=False), 0.95))
+    assert [f.level for f in found] == ["info", "problem"]
+    assert found[1].title == "The members do not share a start"
+    assert "Aligned, the merge reaches 95.0 %" in found[1].text
+    assert "Send one file" not in found[1].text
+    assert found[1].command == "fedloom merge it"
+
+
+def test_something_simpler_that_is_better_is_said_plainly():
+    made = case((0.9, 0.91, 0.92), 0.1, shared=False)
+    (_, found) = explain(aligned(made, 0.86, 0.8))
+    assert (found.level, found.title) == ("warning", "A single member is better than the aligned merge")
+    assert "carmen reaches 92.00 %, the aligned merge (least squares) 86.00 %." in found.text
+    assert "--unlabelled" in found.text
+    (_, found) = explain(aligned(made, 0.93, 0.94, own=True))
+    assert (found.level, found.title) == ("info", "One member with a new last layer is better than the aligned merge")
+    assert "may be chance" in found.text
+    assert "--effort best" in found.text
 
 
 def test_a_fall_without_evidence_claims_nothing():
@@ -120,3 +173,11 @@ def test_architectures_that_differ_leave_the_ensemble():
     (found,) = explain(Case(made.rows, made.members, None, "a does not fit b: because"))
     assert found.level == "problem"
     assert "a does not fit b: because. Only models of one architecture" in found.text
+
+
+def test_architectures_that_differ_in_width_alone_are_aligned():
+    made = aligned(replace(case((0.9, 0.8), 0.9), verdict=None, difference="a is wider than b"), 0.95)
+    (found,) = explain(made)
+    assert found.title == "The members' layers differ in width; aligned the merge reaches 95.0 %"
+    assert found.text.startswith("a is wider than b, so they cannot be averaged as they are.")
+    assert found.command == "fedloom merge it"

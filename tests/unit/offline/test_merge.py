@@ -17,7 +17,8 @@ from fedloom.merging import METHODS
 from fedloom.models import io, sidecar, zoo
 from fedloom.models.keras_backend import import_keras
 from fedloom.models.model import Model
-from fedloom.offline.merge import merge, state_path
+from fedloom.offline.merge import merge
+from fedloom.offline.server_state import state_path
 from fedloom.training.evaluate import evaluate
 from fedloom.training.shard import Shard
 
@@ -200,7 +201,7 @@ def test_memory_of_the_mean_does_not_grow_with_the_files(zoo_files, monkeypatch)
     for n in (4, 12):
         most.clear()
         paths = zoo_files(n)
-        merge(paths, out=paths[0].with_name("global.keras"))
+        merge(paths, out=paths[0].with_name("global.keras"), align="none")
         peaks[n] = max(most)
     assert peaks[4] == peaks[12] <= 6
 
@@ -269,13 +270,13 @@ def test_members_of_different_input_scales_are_said(team):
 
 
 def test_different_starts_are_a_problem_with_a_cure(trained, tmp_path):
-    found = next(f for f in merge(trained.different).findings if f.level == "problem")
+    found = next(f for f in merge(trained.different, align="none").findings if f.level == "problem")
     assert "3 different starts" in found.text
     assert shlex.split(found.command) == [
         *("fedloom", "next-round", f"{trained.parts}/", "--models", str(trained.different[0])),
     ]
     far = [shutil.copy(p, tmp_path) for p in trained.different]  # no folder that split made is near
-    found = next(f for f in merge(far).findings if f.level == "problem")
+    found = next(f for f in merge(far, align="none").findings if f.level == "problem")
     assert found.command == ""
     assert f"Send one file, such as {far[0]}, to everybody" in found.text
 
@@ -350,7 +351,7 @@ def test_nan_is_refused_with_file_and_array_and_nothing_is_written(team, tmp_pat
     vector[5] = float("inf")
     io.save(model.load(vector), team.shared[1])
     with pytest.raises(MergeError, match=r"luis\.keras: array '0_dense\.weight' holds 1 NaN or infinite"):
-        merge(team.shared, method, out=tmp_path / "g.keras", previous=team.parts / "ana" / "start.keras")
+        merge(team.shared, method, out=tmp_path / "g.keras", previous=team.parts / "ana" / "start.keras", align="none")
     assert not list(tmp_path.glob("*g.*"))
 
 

@@ -117,7 +117,7 @@ def test_an_interrupted_hand_out_is_done_again_by_the_same_call(team, monkeypatc
 
 def test_the_cure_for_different_starts_works(team, monkeypatch):
     monkeypatch.chdir(team.parts.parent)
-    compared = compare(team.different, "digits", methods=["fedavg"], out=None, progress=False)
+    compared = compare(team.different, "digits", methods=["fedavg"], align="none", out=None, progress=False)
     problem = compared.findings[0]
     assert "no shared start" in problem.title
     program, command, parts, option, model = shlex.split(problem.command)

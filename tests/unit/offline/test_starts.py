@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
+from fedloom.align.diagnose import MOST_LAYERS
 from fedloom.layout import Layout
 from fedloom.offline.collect import ModelFile
-from fedloom.offline.starts import INPUTS, LAYERS, UNITS, WATCHED, Watch
+from fedloom.offline.starts import INPUTS, UNITS, WATCHED, Watch
 
 LAYOUT = Layout(("a.weight", "a.bias", "b.weight", "b.bias"), ((300, 400), (300,), (20, 300), (20,)), 4)
 
@@ -49,7 +50,7 @@ def test_what_is_kept_of_a_model_is_bounded():
         watch.see(vector)
     kept = [head.numel() for head in watch._heads]
     assert len(kept) == WATCHED
-    assert max(kept) <= LAYERS * UNITS * INPUTS
+    assert max(kept) <= MOST_LAYERS * UNITS * INPUTS
 
 
 def test_models_without_a_telling_layer_or_without_trainable_arrays_say_that_nothing_is_known():

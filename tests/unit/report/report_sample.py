@@ -4,7 +4,7 @@ import numpy as np
 
 from fedloom.metrics import Counts
 from fedloom.records import RoundRecord
-from fedloom.report import Comparison, Finding, Row
+from fedloom.report import Comparison, Finding, Interpolation, Row
 
 MEMBERS = ("ana", "luis", "maría-josé", "tom", "the-hospital-of-saint-bartholomew", "uni")
 MERGED = {
@@ -136,3 +136,25 @@ def sample(
             "Versions": "Python 3.12.1, torch 2.6.0, keras 3.8.0, numpy 2.2.1",
         },
     )
+
+
+def line(name: str, depth: float, first: str = "ana", second: str = "luis") -> Interpolation:
+    """Draw a valley of that depth (0-1) between two members of 95 %."""
+    alphas = tuple(i / 10 for i in range(11))
+    below = tuple(depth * 4 * a * (1 - a) for a in alphas)
+    accuracies, losses = tuple(0.95 - b for b in below), tuple(0.2 + 3 * b for b in below)
+    return Interpolation(name, first, second, 1000, alphas, losses, accuracies, 3 * depth, depth)
+
+
+LINES = [line("as they are", 0.8), line("aligned", 0.2), line("aligned, BatchNorm recalibrated", 0.03)]
+
+
+def aligned(floor: float = 0.93) -> Comparison:
+    """Build the sample of members without a shared start, aligned as well."""
+    rng = np.random.default_rng(5)
+    made = sample(rounds=0, floor=floor, broken=True)
+    kinds = {"aligned mean": "aligned", "least squares": "aligned", "ana, new last layer": "baseline"}
+    rows = [Row(name, kind, counts(0.99, 10, 360, rng), 1.0) for name, kind in kinds.items()]
+    made.rows += rows
+    made.lines += LINES
+    return made

@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
-from report_sample import curve, sample
+from report_sample import LINES, aligned, curve, line, sample
 
 from fedloom.metrics import Counts
 from fedloom.records import RoundRecord
@@ -19,6 +20,7 @@ from fedloom.report import (
     accuracy_bars,
     class_distribution,
     confusion,
+    interpolation_curve,
     learning_curves,
     rounds_curve,
     save_png,
@@ -52,6 +54,10 @@ PICTURES = {
     "bars": lambda: accuracy_bars(FULL),
     "bars from zero": lambda: accuracy_bars(BROKEN),
     "sixty bars": lambda: accuracy_bars(MANY),
+    "bars of aligned models": lambda: accuracy_bars(aligned()),
+    "three lines": lambda: interpolation_curve(LINES),
+    "long names": lambda: interpolation_curve([line("as they are", 0.5, LONG, LONG[::-1])]),
+    "no figures": lambda: interpolation_curve([replace(LINES[0], losses=(math.nan,) * 11)]),
     "rounds": lambda: rounds_curve(FULL.rounds, central=0.98, best_member=0.95),
     "one round": lambda: rounds_curve(FULL.rounds[:1]),
     "NaN round": lambda: rounds_curve([RoundRecord(1, math.nan, 0.1, 0.1, 2, 1.0)], central=math.nan),
@@ -143,6 +149,15 @@ def test_bars_start_at_zero_or_are_dots():
     assert high.get_xlim()[0] > 0
     assert len(high.patches) == 1
     assert "the axis starts at" in high.get_xlabel()
+
+
+def test_every_line_between_two_members_is_drawn_and_named():
+    figure = interpolation_curve(LINES)
+    for axes, key in zip(figure.axes, ("losses", "accuracies"), strict=True):
+        assert [list(curve.get_ydata()) for curve in axes.lines] == [list(getattr(one, key)) for one in LINES]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["ana", "half of each", "luis"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [one.name for one in LINES]
+    assert len({curve.get_color() for curve in figure.axes[0].lines}) == 3
 
 
 def test_the_users_own_settings_stay():
