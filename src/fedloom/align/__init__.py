@@ -1,4 +1,4 @@
-"""Permutation symmetry between models: whether they share a start, and (later) how to bring them together."""
+"""One model out of models that were trained apart: their hidden units are brought into a common order first."""
 
 from fedloom.align.diagnose import Pair, Verdict, chance, same_index_share, shared_start
 

@@ -81,21 +81,22 @@ class Wish:
                 raise unknown(name, value, known)
 
     def applies(self, method: str, verdict: starts.Verdict, n: int) -> bool:
-        """Whether members with this verdict are to be aligned.
-
-        Raises:
-            MergeError: ``always``, and fewer than two members.
-        """
-        if self.align == "always" and n < 2:
-            raise MergeError(f"alignment needs at least two models, {n} is given")
+        """Whether members with this verdict are to be aligned."""
         return n > 1 and self.may(method) and (self.align == "always" or verdict.shared is False)
 
-    def check(self, method: str) -> None:
-        """Raise UsageError when the method cannot merge aligned members, and they always shall be."""
+    def check(self, method: str, n: int) -> None:
+        """Check that what always shall be aligned can be.
+
+        Raises:
+            UsageError: The method cannot merge aligned members.
+            MergeError: Fewer than two members.
+        """
         if self.align == "always" and not self.may(method):
             raise UsageError(
                 f"'{method}' starts from the model that all members began with: it cannot merge aligned ones"
             )
+        if self.align == "always" and n < 2:
+            raise MergeError(f"alignment needs at least two models, {n} is given")
 
     def may(self, method: str) -> bool:
         """Whether members may be aligned before this method merges them."""

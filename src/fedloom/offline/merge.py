@@ -114,8 +114,8 @@ def merge(
     """
     check_method(method)
     wish = Wish(align, effort, unlabelled, data, None if data_dir is None else str(data_dir), seed, progress)
-    wish.check(method)
     found = without_rounds(model_files(models))
+    wish.check(method, len(found))
     path = _checked_out(out, found)
     if METHODS[method].family == "ensemble":
         if weights is not None or options:
