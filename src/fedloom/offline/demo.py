@@ -191,6 +191,9 @@ def _complete(whole: Comparison, without: Comparison, last: Row) -> Comparison:
     named = {row.name: row for row in without.rows}
     note = "the same members without a shared start"
     rows = [replace(named[m], name=f"{m}, own starts", kind="apart", note=note) for m in ("fedavg", "median")]
+    aligned = without.best("aligned")
+    if aligned is not None:
+        rows.append(replace(aligned, name="aligned, own starts", kind="apart", note=f"{note}, aligned: {aligned.name}"))
     alone = [row.counts.accuracy for row in without.of_kind("member")]
     accuracy = {name: words.percent(row.counts.accuracy) for name, row in named.items()}
     once = {row.name: words.percent(row.counts.accuracy) for row in whole.rows}
@@ -202,9 +205,13 @@ def _complete(whole: Comparison, without: Comparison, last: Row) -> Comparison:
     text = (
         f"The same six members, each from random weights of its own, reach {words.percents(alone)} alone, and their "
         f"average {accuracy['fedavg']}. The same feature sits in a different unit of each model, and averaging blends "
-        "unrelated units. That is why split hands out one start. All methods without a shared start: "
-        "different-starts/report.html"
+        "unrelated units. That is why split hands out one start."
     )
+    if aligned is not None:
+        text += (
+            f" Aligned first, which 'fedloom merge' does by itself, they give {words.percent(aligned.counts.accuracy)}."
+        )
+    text += " All methods without a shared start: different-starts/report.html"
     said = [
         Finding("good", "What the rounds reached", reached[:1].upper() + reached[1:]),
         Finding("warning", f"Without a shared start the merge {'fails' if fails else 'is weaker'}", text),

@@ -19,6 +19,7 @@ def test_the_demo_runs_the_journey_and_writes_one_page(tmp_path, monkeypatch):
     assert [r.round for r in made.comparison.rounds] == [1, 2]
     assert made.comparison.rounds[-1].accuracy == names["2 rounds"].counts.accuracy
     assert names["2 rounds"].counts.accuracy > names["fedavg, own starts"].counts.accuracy + 0.2
+    assert names["aligned, own starts"].counts.accuracy > names["fedavg, own starts"].counts.accuracy + 0.2
     titles = [f.title for f in made.comparison.findings]
     assert "What the rounds reached" in titles
     assert "Without a shared start the merge fails" in titles
