@@ -28,6 +28,9 @@ from fedloom.training.shard import Shard
 SAMPLES, GLANCE, WATCHED = 1000, 200, 6
 """Test samples along a line; so many to choose the two members by, among the first members."""
 
+TAKEN = "what 'fedloom merge' takes"
+"""The note beside the chosen merge."""
+
 _KINDS = {"merge": "aligned", "baseline": "baseline"}
 
 
@@ -116,7 +119,7 @@ def _rows(bench: Bench, model: Model, fused: Fused, seconds: float) -> Row:
 
 
 def _note(made: Candidate, fused: Fused) -> str:
-    said = ["what 'fedloom merge' takes"] if made.name == fused.chosen else []
+    said = [TAKEN] if made.name == fused.chosen else []
     said += [f"{words.percent(made.score)} agreement with the ensemble", made.note]
     return "; ".join(part for part in said if part)
 

@@ -15,6 +15,7 @@ from fedloom.data import load_evaluation
 from fedloom.errors import StorageError, unknown
 from fedloom.merging import Entry
 from fedloom.models.model import device
+from fedloom.offline.aligned_rows import TAKEN
 from fedloom.offline.compare import compare
 from fedloom.offline.next_round import Team
 from fedloom.offline.split import split
@@ -191,7 +192,7 @@ def _complete(whole: Comparison, without: Comparison, last: Row) -> Comparison:
     named = {row.name: row for row in without.rows}
     note = "the same members without a shared start"
     rows = [replace(named[m], name=f"{m}, own starts", kind="apart", note=note) for m in ("fedavg", "median")]
-    aligned = without.best("aligned")
+    aligned = next((row for row in without.of_kind("aligned") if row.note.startswith(TAKEN)), None)
     if aligned is not None:
         rows.append(replace(aligned, name="aligned, own starts", kind="apart", note=f"{note}, aligned: {aligned.name}"))
     alone = [row.counts.accuracy for row in without.of_kind("member")]
