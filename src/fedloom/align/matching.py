@@ -17,7 +17,7 @@ from torch import Tensor
 from fedloom.align.symmetry.graph import Group, Symmetry
 
 SWEEPS = 100
-"""More passes over all models and groups than this are never needed; every pass that moves anything gains."""
+"""More passes over all models and groups than this are never needed; a pass that gains nothing is the last."""
 
 WIDE = 8000
 """More units than this of all models together are not correlated each with each."""
@@ -31,7 +31,8 @@ class Matching:
 
     Attributes:
         orders: Per model and group, int64 (units,): the unit of the model that takes the place of each unit.
-        objective: The mean agreement of two models: the inner product of what was matched, larger is better.
+        objective: The mean agreement of two models (or of a model and the reference): the inner product of what was
+            matched, larger is better.
         sweeps: The passes it took.
     """
 
@@ -81,26 +82,41 @@ def by_weights(
     counted = arrays if arrays is not None else frozenset(layout.names[: layout.n_trainable])
     orders = [list(o) for o in start] if start is not None else [symmetry.identity() for _ in rows]
     placed = [symmetry.apply(row, order) for row, order in zip(rows, orders, strict=True)]
-    total = torch.stack(placed).sum(0) if reference is None else placed[reference].clone()
-    movable = [i for i in range(len(rows)) if i != reference]
-    sweeps, moved = 0, True
-    while moved and sweeps < SWEEPS:
-        moved, sweeps = False, sweeps + 1
-        for i in (movable[k] for k in torch.randperm(len(movable), generator=generator).tolist()):
-            others = total - placed[i] if reference is None else total
-            views, goal = layout.unpack(placed[i]), layout.unpack(others)
-            changed = False
-            for g in torch.randperm(len(symmetry.groups), generator=generator).tolist():
-                group = symmetry.groups[g]
-                order = _step(group, views, goal, counted)
-                if order is not None:
-                    for use in group.uses:
-                        use.permute(views[use.array], order)
-                    orders[i][g] = orders[i][g][order]
-                    changed = moved = True
-            if changed and reference is None:
-                total = others + placed[i]
-    return Matching(orders, _agreement(symmetry, placed, counted), sweeps)
+    best, value, sweeps = [list(o) for o in orders], _agreement(symmetry, placed, counted, reference), 0
+    while sweeps < SWEEPS:
+        sweeps += 1
+        _sweep(symmetry, placed, orders, generator, counted, reference)
+        now = _agreement(symmetry, placed, counted, reference)
+        if now <= value:  # nothing moved; or arrays that hold a group twice, whose moves may cost more than they gain
+            break
+        best, value = [list(o) for o in orders], now
+    return Matching(best, value, sweeps)
+
+
+def _sweep(
+    symmetry: Symmetry,
+    placed: list[Tensor],
+    orders: Orders,
+    generator: torch.Generator,
+    counted: frozenset[str],
+    reference: int | None,
+) -> None:
+    """Visit every model and group once, in random order, and move what can be bettered, in place."""
+    layout = symmetry.layout
+    total = torch.stack(placed).sum(0) if reference is None else placed[reference]
+    movable = [i for i in range(len(placed)) if i != reference]
+    for i in (movable[k] for k in torch.randperm(len(movable), generator=generator).tolist()):
+        others = total - placed[i] if reference is None else total
+        views, goal = layout.unpack(placed[i]), layout.unpack(others)
+        for g in torch.randperm(len(symmetry.groups), generator=generator).tolist():
+            group = symmetry.groups[g]
+            order = _step(group, views, goal, counted)
+            if order is not None:
+                for use in group.uses:
+                    use.permute(views[use.array], order)
+                orders[i][g] = orders[i][g][order]
+        if reference is None:
+            total = others + placed[i]
 
 
 def _step(group: Group, views: dict[str, Tensor], goal: dict[str, Tensor], counted: frozenset[str]) -> Tensor | None:
@@ -114,15 +130,19 @@ def _step(group: Group, views: dict[str, Tensor], goal: dict[str, Tensor], count
     return order if gain > 1e-6 * likeness.abs().sum() / group.size else None
 
 
-def _agreement(symmetry: Symmetry, placed: Sequence[Tensor], counted: frozenset[str]) -> float:
-    names = [name for name, _, _ in symmetry.layout.slices() if name in counted]
-    total = torch.zeros(())
+def _agreement(symmetry: Symmetry, placed: Sequence[Tensor], counted: frozenset[str], reference: int | None) -> float:
+    """Return the mean inner product of two models, or of a model and the reference."""
+    n, total = len(placed), torch.zeros((), dtype=torch.float64)
     for name, where, _ in symmetry.layout.slices():
-        if name in names:
-            parts = torch.stack([row[where] for row in placed])
-            total = total + parts.sum(0).square().sum() - parts.square().sum()
-    n = len(placed)
-    return float(total) / max(n * (n - 1), 1)
+        if name not in counted:
+            continue
+        parts = torch.stack([row[where] for row in placed]).double()
+        own = parts.square().sum(1)
+        if reference is None:
+            total += (parts.sum(0).square().sum() - own.sum()) / max(n * (n - 1), 1)
+        else:
+            total += ((parts @ parts[reference]).sum() - own[reference]) / max(n - 1, 1)
+    return float(total)
 
 
 def by_activations(features: Sequence[Sequence[Tensor]], reference: int | None = None) -> Matching:

@@ -1,5 +1,7 @@
 """Matching brings the units of permuted models back, and never makes members less alike."""
 
+import json
+
 import pytest
 import torch
 from digits_team import blank, team
@@ -9,6 +11,8 @@ from fedloom.align import matching
 from fedloom.align.matching import Matching, assign, best_of, by_activations, by_weights
 from fedloom.align.stages import results, sample, standard
 from fedloom.align.symmetry.graph import derive
+from fedloom.models import io
+from fedloom.models.keras_backend import import_keras
 
 MODELS = ["dense", "conv", "grouped", "norm", "torch residual"]
 
@@ -185,3 +189,25 @@ def test_the_estimate_of_the_time_grows():
     assert times == sorted(times)
     assert times[3] == pytest.approx(1.5)
     assert times[4] > 4 * times[3]
+
+
+def test_a_layer_that_is_used_twice_does_not_go_round_in_circles():
+    keras = import_keras()
+    layer = keras.layers.Dense(16, activation="relu")
+    x = given = keras.Input((12,))
+    x = keras.layers.Dense(16, activation="relu")(x)
+    model = io.from_config(json.loads(keras.Model(given, keras.layers.Dense(4)(layer(layer(x)))).to_json()))
+    symmetry = derive(model)
+    assert (
+        len({(use.array, use.axis) for group in symmetry.groups for use in group.uses if "1_dense" in use.array}) == 3
+    )
+    rows = [weights(model, seed) for seed in range(5)]
+    start = torch.stack([row[: model.layout.trainable] for row in rows])
+    before = float(start.sum(0).square().sum() - start.square().sum()) / 20
+    for seed in range(4):
+        found = by_weights(symmetry, rows, torch.Generator().manual_seed(seed))
+        assert found.sweeps < matching.SWEEPS
+        assert found.objective >= before
+        aligned = torch.stack(placed(symmetry, rows, found))[:, : model.layout.trainable]
+        worth = float(aligned.sum(0).square().sum() - aligned.square().sum()) / 20
+        assert found.objective == pytest.approx(worth, rel=1e-4)
