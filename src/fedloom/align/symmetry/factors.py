@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedloom.align.origin.rules import spread, widened
 from fedloom.align.symmetry.kinds import CONVOLUTIONS, MERGING, MOVING, SPATIAL, lets_factors_pass
+from fedloom.align.symmetry.rules import spread, widened
 from fedloom.align.symmetry.trace import Step, Trace, owner
 from fedloom.align.symmetry.units import FIXED, Numbers
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedloom.align.origin.rules import number
 from fedloom.align.symmetry.check import Check
 from fedloom.align.symmetry.factors import powers
+from fedloom.align.symmetry.rules import number
 from fedloom.align.symmetry.trace import Trace, trace
 from fedloom.align.symmetry.units import FIXED, Numbers, Place
 from fedloom.errors import ModelError

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedloom.align.origin.rules import number
 from fedloom.align.symmetry.check import Check
 from fedloom.align.symmetry.graph import Group, Symmetry, Use, derive
+from fedloom.align.symmetry.rules import number
 from fedloom.align.symmetry.trace import trace
 from fedloom.errors import ModelError
 from fedloom.models import io
@@ -118,6 +118,19 @@ def tied_conv(x):
 def tied_to_the_input(x):
     shared = L.Dense(7, activation="relu")
     return head(L.Dense(5, activation="relu")(shared(shared(x))), flatten=False)
+
+
+def tied_norm(x):
+    """One normalisation of the input and of hidden units: what cannot move in one of its uses moves in none."""
+    norm = L.BatchNormalization()
+    x = L.ReLU()(norm(L.Dense(7)(norm(x))))
+    return head(L.Dense(5, activation="relu")(x), flatten=False)
+
+
+def tied_slopes(x):
+    slopes = L.PReLU()
+    x = slopes(L.Dense(7)(slopes(x)))
+    return head(L.Dense(5, activation="relu")(x), flatten=False)
 
 
 def merged(layer):
@@ -232,6 +245,8 @@ CASES = {
     "tied chain": (lambda: graph(FLAT, tied_chain), [6]),
     "tied branches": (lambda: graph(FLAT, tied_branches), [6, 5]),
     "tied convolution": (lambda: graph(IMAGE, tied_conv), [6]),
+    "tied norm of the input": (lambda: graph(FLAT, tied_norm), [5]),
+    "tied slopes of the input": (lambda: graph(FLAT, tied_slopes), [5]),
     "tied to the input": (lambda: graph(FLAT, tied_to_the_input), [5]),
     "prelu": (image(L.Conv2D(6, 3), L.PReLU(shared_axes=[1, 2])), [6]),
     "prelu per element": (image(L.Conv2D(6, 3), L.PReLU()), [6]),

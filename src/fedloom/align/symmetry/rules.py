@@ -151,12 +151,18 @@ def _embedding(walker: _Walker, step: Step, units: list[Tensor]) -> Tensor:
 
 
 def _batch_norm(walker: _Walker, step: Step, units: list[Tensor]) -> Tensor:
-    if walker.numbers.varies(units[0], 1):
-        channels = walker.along(step, units[0], 1)
-        walker.numbers.made[step.target] = channels
-        for attribute in ("weight", "bias", "running_mean", "running_var"):
-            walker.place(step, attribute, 0, channels, "scaled" if attribute in ("weight", "bias") else "kept")
+    channels = _standing(walker, step, units[0], 1)
+    walker.numbers.made[step.target] = channels
+    for attribute in ("weight", "bias", "running_mean", "running_var"):
+        walker.place(step, attribute, 0, channels, "scaled" if attribute in ("weight", "bias") else "kept")
     return units[0]
+
+
+def _standing(walker: _Walker, step: Step, units: Tensor, axis: int) -> Tensor:
+    """Return the units along one axis; where they do not differ along it, its positions never move."""
+    if walker.numbers.varies(units, axis):
+        return walker.along(step, units, axis)
+    return torch.full((units.shape[axis],), FIXED)
 
 
 def _layer_norm(walker: _Walker, step: Step, units: list[Tensor]) -> Tensor:
@@ -177,10 +183,9 @@ def _per_element(walker: _Walker, step: Step, units: Tensor, axes: Sequence[int]
     """Tie arrays that have one number per element of some axes."""
     arrays = [a for a in (getattr(owner(step.run), name, None) for name in names) if isinstance(a, Tensor)]
     for own, axis in reversed(list(enumerate(axes))):
-        if arrays and arrays[0].shape[own] > 1 and walker.numbers.varies(units, axis):
-            channels = walker.along(step, units, axis)
+        if arrays and arrays[0].shape[own] > 1:
             for name in names:
-                walker.place(step, name, own, channels)
+                walker.place(step, name, own, _standing(walker, step, units, axis))
     return units
 
 
@@ -232,11 +237,10 @@ def _spatial(walker: _Walker, step: Step, units: list[Tensor]) -> Tensor:
 def _merged(walker: _Walker, step: Step, units: list[Tensor]) -> Tensor:
     """Make the units that a merging layer adds (or multiplies, ...) one."""
     shape, numbers = (1, *walker.traced.shapes[step.target]), walker.numbers
-    rank = len(shape)
     gates, full = [], []
     for u in widened(units):
         broadcast = any(have == 1 < want for have, want in zip(u.shape, shape, strict=True))
-        alone = broadcast and not any(numbers.varies(u, axis) for axis in range(1, rank))
+        alone = broadcast and not any(numbers.varies(u, axis) for axis in range(1, u.dim()))
         gates.append(u) if alone else full.append(u.expand(shape))
     for gate in gates:  # one number for all units at once: it does not say which is which
         numbers.fix(gate)
@@ -244,7 +248,7 @@ def _merged(walker: _Walker, step: Step, units: list[Tensor]) -> Tensor:
     for other in full[1:]:
         numbers.join(made, other)
     for gate in gates:  # but it may differ from position to position, and then all positions must move alike
-        for axis in range(1, rank):
+        for axis in range(1, gate.dim()):
             if gate.shape[axis] > 1:
                 numbers.level(made, axis)
     return made
