@@ -93,6 +93,9 @@ def _previous(
     return vector, read_state(path, method, vector)
 
 
+SCALES = "The members take inputs of different scales"
+
+
 def doubts(found: Sequence[ModelFile], before: torch.Tensor | None) -> list[Finding]:
     """Say what the sidecars speak against: sidecars of other files, other input scales, another start."""
     said = []
@@ -105,7 +108,7 @@ def doubts(found: Sequence[ModelFile], before: torch.Tensor | None) -> list[Find
     if len(highs) > 1:
         text = "; ".join(f"{path} takes 0 to {high:g}" for high, path in highs.items())
         text = f"{text}. Models of different scales cannot be averaged: train them again on inputs of one scale."
-        said.append(Finding("problem", "The members take inputs of different scales", text))
+        said.append(Finding("problem", SCALES, text))
     if before is not None:
         digest = sidecar.digest(before)
         others = [f for f, s in known if s.start and s.start != digest]

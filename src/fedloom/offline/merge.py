@@ -20,7 +20,7 @@ from fedloom.models.model import Model
 from fedloom.models.sidecar import Sidecar
 from fedloom.offline import starts
 from fedloom.offline.aligning import Aligned, Wish, align_members, recalibrated
-from fedloom.offline.averaging import Average, average, doubts, without_broken
+from fedloom.offline.averaging import SCALES, Average, average, doubts, without_broken
 from fedloom.offline.collect import ModelFile, check_finite, model_files, without_rounds
 from fedloom.offline.server_state import write_state
 from fedloom.report.candidates import candidates_html
@@ -167,6 +167,7 @@ def _outcome(
     if wish.applies(method, verdict, len(found)):
         tried = _aligned(partial(align, found, weights=weights), wish)
         if isinstance(tried, Aligned):
+            said = [f for f in said if f.title != SCALES]  # aligned members have one scale
             return _once_aligned(tried, found, [*starts.before_alignment(found, verdict), *said])
         said.append(tried)
     model = made.first.load(made.merged.vector)
@@ -280,13 +281,15 @@ def _checked_sum(weights: list[float]) -> list[float]:
 
 
 def _sidecar(done: _Outcome, method: str, options: Mapping[str, float] | None) -> Sidecar:
-    known = [f.sidecar for f in done.found if f.sidecar]
-    members = [f.path.name for f in done.found]
+    left_out = done.aligned.left_out if done.aligned else ()
+    used = [f for f in done.found if f.name not in left_out]
+    known = [f.sidecar for f in used if f.sidecar]
+    members = [f.path.name for f in used]
     what: dict[str, Any] = {"method": method, "options": dict(options or {}), "members": members}
     what |= {"weights": list(done.weights)} | ({"align": done.aligned.record()} if done.aligned else {})
     return Sidecar(
         model=done.model.describe(),
-        samples=sum(s.samples for s in known) if len(known) == len(done.found) else 0,
+        samples=sum(s.samples for s in known) if len(known) == len(used) else 0,
         start=sidecar.digest(done.before) if done.before is not None else "",
         round=max((s.round for s in known), default=0),
         class_names=_class_names(done.found),

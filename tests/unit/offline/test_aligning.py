@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedloom.errors import ArchitectureError, DataError, MergeError, ModelError, UsageError
-from fedloom.models import io, zoo
+from fedloom.models import io, sidecar, zoo
 from fedloom.models.keras_backend import import_keras
 from fedloom.offline.merge import merge
 from fedloom.offline.next_round import next_round
@@ -221,3 +222,27 @@ def test_a_warm_start_is_a_merge_that_is_handed_out(team, accuracy):
     start = io.load(following.folders[0] / f"start_{following.round:03d}.keras")
     assert torch.equal(start.vector(), made.model.vector())
     assert accuracy(start) > 0.8
+
+
+def test_members_of_another_scale_on_record_are_brought_into_line(team, accuracy):
+    path = team.different[0]
+    known, _ = sidecar.read(path)
+    model = io.load(path)
+    views = model.layout.unpack(vector := model.vector())
+    views[model.layout.names[0]].div_(255)
+    io.save(model.load(vector), path)
+    sidecar.write(path, replace(known, model={**known.model, "input_high": 255.0}))
+    made = merge(team.different, **QUIET)
+    assert any("takes inputs from 0 to 255" in title for title in titles(made))
+    assert "The members take inputs of different scales" not in titles(made)
+    assert accuracy(made.model) > 0.7
+
+
+def test_the_sidecar_names_the_members_that_were_used(team, tmp_path):
+    model = io.load(team.different[1])
+    io.save(model.load(torch.zeros(model.layout.size)), team.different[1])
+    made = merge(team.different, out=tmp_path / "g.keras", align="always", **QUIET)
+    assert made.aligned.left_out == ("luis",)
+    kept = json.loads((tmp_path / "g.json").read_text())["merge"]
+    assert kept["members"] == ["ana.keras", "carmen.keras"]
+    assert len(kept["weights"]) == len(made.members) == 2
