@@ -17,7 +17,7 @@ The message is one line: what was found, where, and what to do. ``context`` carr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class FedloomError(Exception):
@@ -89,6 +89,17 @@ class MissingDependency(FedloomError):  # noqa: N818 - what is missing is not an
             reading a Parquet file needs pyarrow: pip install 'fedloom[parquet]'
         """
         return cls(f"{purpose} needs {package}: pip install 'fedloom[{extra}]'", package=package, extra=extra)
+
+
+def check_known(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Check that every one of ``names`` is ``known``; ``what`` is what they are meant to be.
+
+    Raises:
+        UsageError: One is not, with a suggestion when one is near.
+    """
+    for name in names:
+        if name not in known:
+            raise unknown(what, name, known)
 
 
 def unknown(what: str, name: str, options: Iterable[str]) -> UsageError:

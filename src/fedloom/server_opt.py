@@ -33,7 +33,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fedloom.errors import MergeError, UsageError, unknown
+from fedloom.errors import MergeError, UsageError, check_known
 
 State: TypeAlias = Mapping[str, Tensor]
 
@@ -180,12 +180,9 @@ def make(
         Traceback (most recent call last):
         fedloom.errors.UsageError: unknown option of fedadam 'lrr': did you mean 'lr'? (known: lr, beta1, beta2, tau)
     """
-    if method not in METHODS:
-        raise unknown("server optimiser", method, METHODS)
+    check_known("server optimiser", [method], METHODS)
     row = METHODS[method]
-    for option in options or {}:
-        if option not in row.options:
-            raise unknown(f"option of {method}", option, row.options)
+    check_known(f"option of {method}", options or {}, row.options)
     given = {option: value for option, value in (options or {}).items() if value is not None}
     return row.maker(trainable=trainable, **{**row.options, **given})
 

@@ -17,7 +17,7 @@ from fedloom.aggregate.geometric import geometric_median
 from fedloom.aggregate.krum import bulyan, krum, krum_scores, multi_krum
 from fedloom.aggregate.mean import StreamingMean, combination, weighted_mean
 from fedloom.aggregate.order import median, trimmed_mean
-from fedloom.errors import MergeError, unknown
+from fedloom.errors import MergeError, check_known
 from fedloom.layout import Layout
 
 __all__ = [
@@ -132,12 +132,9 @@ def combine(
         >>> combine("trimmed-mean", torch.tensor([[0.0], [1.0], [3.0], [99.0]]), options={"k": 1}).tolist()
         [2.0]
     """
-    if method not in RULES:
-        raise unknown("method", method, RULES)
+    check_known("method", [method], RULES)
     rule = RULES[method]
-    for name in options or {}:
-        if name not in rule.options:
-            raise unknown(f"option of {method}", name, rule.options)
+    check_known(f"option of {method}", options or {}, rule.options)
     values = {name: option.default for name, option in rule.options.items()}
     values |= {name: value for name, value in (options or {}).items() if value is not None}
     models = cohort(vectors, names=names, layout=layout)

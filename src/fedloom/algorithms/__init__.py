@@ -26,7 +26,7 @@ from fedloom.algorithms import (
     scaffold,
 )
 from fedloom.algorithms.base import Algorithm, Broadcast, Method, Option, Setting, Settled, State, Visit
-from fedloom.errors import unknown
+from fedloom.errors import check_known
 
 __all__ = ["ALGORITHMS", "Algorithm", "Broadcast", "Method", "Option", "Setting", "Settled", "State", "Visit", "make"]
 
@@ -67,12 +67,9 @@ def make(name: str, setting: Setting, options: Mapping[str, float | str | None] 
     Raises:
         UsageError: An unknown name or option, with a suggestion, or a value out of range.
     """
-    if name not in ALGORITHMS:
-        raise unknown("algorithm", name, ALGORITHMS)
+    check_known("algorithm", [name], ALGORITHMS)
     method = ALGORITHMS[name]
-    for option in options or {}:
-        if option not in method.options:
-            raise unknown(f"option of {name}", option, method.options)
+    check_known(f"option of {name}", options or {}, method.options)
     values = {option: row.default for option, row in method.options.items()}
     values |= {option: value for option, value in (options or {}).items() if value is not None}
     return method.make(setting, values)
