@@ -14,13 +14,13 @@ import fedloom
 PACKAGE = Path(fedloom.__file__).parent
 FLOORS = [
     {"errors", "rng", "layout", "records", "files", "events"},
-    {"partition", "metrics", "aggregate", "server_opt"},
+    {"partition", "metrics", "aggregate", "server_opt", "compress", "privacy"},
     {"models", "data", "training"},
     {
         *("merging", "align", "algorithms", "attacks", "sampling", "network", "schedule"),
         *("clients", "engines", "store", "checkpoint", "config", "rounds"),
     },
-    {"offline", "simulation", "report"},
+    {"offline", "simulation", "report", "leakage"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -71,7 +71,7 @@ def loaded_by(code: str) -> set[str]:
     ids=["import fedloom", "fedloom --help"],
 )
 def test_start_up_loads_nothing_heavy(code):
-    heavy = {"torch", "keras", "numpy", "scipy", "sklearn", "matplotlib", "rich", "h5py"}
+    heavy = {"torch", "keras", "numpy", "scipy", "sklearn", "matplotlib", "rich", "h5py", "cryptography"}
     assert not heavy & loaded_by(code)
 
 
