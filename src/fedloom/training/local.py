@@ -229,6 +229,12 @@ class Trainer:
         loss = functional.cross_entropy(logits, y)
         penalty = getattr(self.model.module, "regularization", lambda: None)()
         (loss if penalty is None else loss + penalty).backward()
+        self._move(grad)
+        truth = y if y.dim() == 1 else y.argmax(1)
+        return loss.detach(), (logits.detach().argmax(1) == truth).sum()
+
+    def _move(self, grad: torch.Tensor) -> None:
+        """Correct the loss's gradient and take the optimiser's step with it."""
         with torch.no_grad():
             if self._anchor is not None:
                 grad.add_(self._flat - self._anchor, alpha=self.correction.pull)
@@ -241,8 +247,6 @@ class Trainer:
             with torch.no_grad():
                 self._flat.copy_(torch.where(self._mask[: len(self._flat)], self._flat, self._start))
         self.steps += 1
-        truth = y if y.dim() == 1 else y.argmax(1)
-        return loss.detach(), (logits.detach().argmax(1) == truth).sum()
 
     def _cosine(self) -> float:
         """Return the learning rate of the present step."""
