@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from fedloom.models.keras_slow import KerasModule
 from fedloom.models.model import Model
 from fedloom.training.cohort import Task, Trained, train_each, train_loop
 from fedloom.training.local import LocalConfig, Trainer
@@ -74,8 +75,7 @@ def _for_images(model: Model, _config: LocalConfig, _tasks: Sequence[Task]) -> s
 def _functional(model: Model, _config: LocalConfig, _tasks: Sequence[Task]) -> str | None:
     if not model.layout.n_trainable:
         return "the model has nothing to train"
-    module = type(model.module).__name__
-    return "the model runs through Keras itself" if module == "SlowModel" else None
+    return "the model runs through Keras itself" if isinstance(model.module, KerasModule) else None
 
 
 def _compiled(model: Model, config: LocalConfig, tasks: Sequence[Task]) -> str | None:
