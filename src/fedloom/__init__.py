@@ -25,6 +25,7 @@ _HOMES = {
     "demo": "fedloom.offline.demo",
     "simulate": "fedloom.simulation.simulate",
     "sweep": "fedloom.simulation.sweep",
+    "leak": "fedloom.leakage.leak",
     "load_data": "fedloom.data",
     "load_pair": "fedloom.data",
     "load_evaluation": "fedloom.data",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from fedloom.data import load_pair as load_pair
     from fedloom.data.dataset import Dataset as Dataset
     from fedloom.errors import FedloomError as FedloomError
+    from fedloom.leakage.leak import leak as leak
     from fedloom.models.io import load_model as load_model
     from fedloom.models.io import save_model as save_model
     from fedloom.models.model import Model as Model

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fedloom.cli import options, show, simulation
+from fedloom.cli import leakage, options, show, simulation
 from fedloom.cli.options import PATH
 from fedloom.errors import unknown
 
@@ -207,13 +207,13 @@ def demo(quiet: bool, **given: Any) -> None:
     show.line(f"report: {made.report}")
 
 
-_LISTS = ("methods", "schemes", "models", "algorithms", "attacks", "networks", "plans")
+_LISTS = ("methods", "schemes", "models", "algorithms", "attacks", "networks", "plans", "codecs", "privacy")
 
 
 @click.command("list")
 @click.argument("what", metavar="|".join(_LISTS))
 def listing(what: str) -> None:
-    """List what can be named: merging methods, schemes, models; algorithms, attacks, networks, plans."""
+    """List what can be named: merging methods, schemes, models; algorithms, attacks, networks, plans, codecs, privacy."""
     if what not in _LISTS:
         raise unknown("list", what, _LISTS)
     from fedloom.cli import catalogue
@@ -221,4 +221,4 @@ def listing(what: str) -> None:
     show.table(catalogue.table(what))
 
 
-ALL = (split, train, merge, explain, compare, next_round, *simulation.ALL, demo, listing)
+ALL = (split, train, merge, explain, compare, next_round, *simulation.ALL, *leakage.ALL, demo, listing)

@@ -44,7 +44,9 @@ def _option(flag: str, name: str, key: Any) -> Command:
     shown = "" if default in (None, "") else f" [{default}]"
     choices = [c for c in key.metadata["choices"] if c]
     listed = f" {', '.join(choices)}." if choices and not any(c in text for c in choices) else ""
-    metavar = {"int": "N", "float": "X", "float | None": "X", "int | float": "N|SHARE"}.get(str(key.type), "NAME")
+    metavar = {"int": "N", "int | None": "N", "float": "X", "float | None": "X", "int | float": "N|SHARE"}.get(
+        str(key.type), "NAME"
+    )
     return click.option(flag, name, metavar=metavar, help=f"{text}{listed}{shown}")
 
 
@@ -84,7 +86,7 @@ def settings_of(texts: tuple[str, ...]) -> dict[str, Any]:
 @options.data_dir
 @options.quiet
 def simulate(what: str | None, settings: tuple[str, ...], quiet: bool, **given: Any) -> None:
-    r"""Run rounds of federated learning with virtual clients on this machine.
+    """Run rounds of federated learning with virtual clients on this machine.
 
     Give a data set (digits, mnist, fashion-mnist or a path) and flags, or a TOML file, which flags override; or the
     folder of an earlier run with --resume. Every flag is a key of the file, too.
@@ -93,7 +95,7 @@ def simulate(what: str | None, settings: tuple[str, ...], quiet: bool, **given: 
     fedloom simulate mnist --clients 100 --per-round 10 --rounds 50 --model 2nn
     fedloom simulate exp.toml --algorithm fedprox --set mu=0.1
     fedloom simulate runs/mnist-fedavg-1 --resume
-    """
+    """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
     from fedloom.simulation.simulate import simulate as run
 
     made = run(what, progress=not quiet, **given, **settings_of(settings))
@@ -119,7 +121,7 @@ def simulate(what: str | None, settings: tuple[str, ...], quiet: bool, **given: 
 @options.data_dir
 @options.quiet
 def sweep(what: str | None, grids: tuple[str, ...], settings: tuple[str, ...], quiet: bool, **given: Any) -> None:
-    r"""Run every combination of a grid; means come with 95 % intervals over seeds.
+    """Run every combination of a grid; means come with 95 % intervals over seeds.
 
     The same command again goes on where it was stopped: runs that are finished are skipped. A TOML file may hold the
     grid as a table, [grid]; flags are as for 'fedloom simulate'.
@@ -127,7 +129,7 @@ def sweep(what: str | None, grids: tuple[str, ...], settings: tuple[str, ...], q
     \b
     fedloom sweep mnist --grid algorithm=fedavg,fedprox:mu=0.1 --grid seed=0,1,2
     fedloom sweep exp.toml --grid alpha=0.1,0.5
-    """
+    """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
     from fedloom.simulation.grid import of_texts
     from fedloom.simulation.sweep import sweep as run
 

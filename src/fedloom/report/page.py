@@ -16,7 +16,7 @@ from fedloom.report.views import SHADES
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_TEMPLATES: Final = ("base", "parts", "report", "notebook", "run", "runs", "sweep")
+_TEMPLATES: Final = ("base", "parts", "report", "notebook", "run", "runs", "sweep", "leak")
 _LEVELS: Final = {"good": "Good", "info": "Note", "warning": "Warning", "problem": "Problem"}
 # Adds a copy button to each command; without scripts the command can still be selected with one click.
 _SCRIPT: Final = """
