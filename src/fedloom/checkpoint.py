@@ -64,6 +64,7 @@ def save(folder: str | Path, snapshot: Snapshot, store: ClientStore | None = Non
         "round": snapshot.round,
         "empty": snapshot.empty,
         "schedule": dict(snapshot.schedule),
+        "accounts": dict(snapshot.accounts),
         "clients": about,
         "crc": _crc(tensors),
     }
@@ -181,4 +182,4 @@ def _snapshot(facts: Mapping[str, Any], tensors: Mapping[str, Tensor], device: t
         else:
             extras.setdefault(int(number), {})[rest.removeprefix("extra/")] = value
     versions = {number: Broadcast(vectors[number], extras.get(number, {})) for number in sorted(vectors)}
-    return Snapshot(facts["round"], state, versions, facts["schedule"], facts["empty"])
+    return Snapshot(facts["round"], state, versions, facts["schedule"], facts["empty"], facts.get("accounts", {}))

@@ -21,6 +21,7 @@ from fedloom.training import planner
 from fedloom.training.cohort import Task, Trained
 from fedloom.training.evaluate import evaluate
 from fedloom.training.local import LocalConfig
+from fedloom.training.private import ExamplePrivacy, train_private
 from fedloom.training.shard import Shard
 
 Parts = Sequence[np.ndarray]
@@ -115,6 +116,7 @@ class ClientSide:
         plan: The execution plan.
         equal_weights: Whether updates count alike where an algorithm weighs them by samples, because those with more
             samples are called more often (``sampling.Scheme.sized``).
+        examples: How each sample is protected in training, which has a step of its own then; None where it is not.
     """
 
     model: Model
@@ -124,6 +126,7 @@ class ClientSide:
     seed: int = 0
     plan: str = "loop"
     equal_weights: bool = False
+    examples: ExamplePrivacy | None = None
 
     def run(self, order: Order) -> Iterator[Result]:
         """Train the clients of an order; yields an update or a failure for each, in their order."""
@@ -131,10 +134,15 @@ class ClientSide:
         visits = [self._visit(order, i, config) for i in range(len(order.clients))]
         tasks = [self._task(visit) for visit in visits]
         seed = rng.derive(self.seed, "round", order.round, *([order.attempt] if order.attempt else []))
-        results = planner.train(self.model, tasks, config, seed, self.plan)
+        results = self._trained(tasks, config, seed)
         stale = order.stale or (0,) * len(visits)
         for visit, trained, age in zip(visits, results, stale, strict=True):
             yield self._result(visit, trained, age)
+
+    def _trained(self, tasks: list[Task], config: LocalConfig, seed: int) -> Iterator[Trained]:
+        if self.examples is None:
+            return planner.train(self.model, tasks, config, seed, self.plan)
+        return (trained for trained, _ in train_private(self.model, tasks, config, seed, self.examples))
 
     def tasks(self, order: Order) -> list[Task]:
         """Return what the clients of an order would train, for the planner."""
@@ -149,7 +157,8 @@ class ClientSide:
         loss = float("nan")
         if self.algorithm.needs_loss:
             loss = evaluate(self.model.load(sent.vector), self.population.shard(client)).loss
-        return Visit(client, self.population.samples(client), sent, order.kept.get(client), config, loss)
+        seed, number = rng.derive(self.seed, "turn", order.round, order.attempt, client), order.round
+        return Visit(client, self.population.samples(client), sent, order.kept.get(client), config, loss, number, seed)
 
     def _result(self, visit: Visit, trained: Trained, age: int) -> Result:
         if trained.failure:

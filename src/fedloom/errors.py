@@ -69,6 +69,10 @@ class TrainingError(FedloomError):
     exit_code = 6
 
 
+class QuorumError(TrainingError):
+    """Too few clients are left for what a round needs; the next round may have more."""
+
+
 class StorageError(FedloomError):
     """No space left, no permission, or a file that changed under our hands."""
 

@@ -91,6 +91,21 @@ class ClientFailure:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """What a server that does not see single updates has of a round.
+
+    Attributes:
+        updates: What stands for them, such as their sum; empty where nothing came.
+        bytes_up: What clients sent besides their updates, in bytes.
+        bytes_down: What they were sent besides the model, in bytes.
+    """
+
+    updates: tuple[ClientUpdate, ...]
+    bytes_up: int = 0
+    bytes_down: int = 0
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One line of a federation's log.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, Protocol, TypeAlias
@@ -20,15 +20,16 @@ from torch import Tensor
 
 from fedloom.algorithms.base import Algorithm, Broadcast, Kept, State
 from fedloom.clients import Order, Result
-from fedloom.errors import MergeError, TrainingError, UsageError
+from fedloom.errors import MergeError, QuorumError, TrainingError, UsageError
 from fedloom.metrics import Counts
-from fedloom.records import ClientFailure, ClientUpdate, RoundRecord
+from fedloom.records import ClientFailure, ClientUpdate, Gathered, RoundRecord
 from fedloom.schedule import Call, Load, Schedule
 
 POLICIES = ("skip", "retry", "stop")
 RETRIED = ("diverged", "dropped", "refused")
 RETRIES = 2
 Tamper: TypeAlias = Callable[[int, list[ClientUpdate]], list[ClientUpdate]]
+Gather: TypeAlias = Callable[[int, Iterator[ClientUpdate], Sequence[ClientFailure]], Gathered]
 EMPTY_ROUNDS = 100
 """So many rounds in a row without one update end a run."""
 
@@ -42,6 +43,22 @@ class Store(Protocol):
 
     def commit(self, kept: Mapping[int, Kept]) -> None:
         """Take the new states of a round that is over."""
+        ...
+
+
+class Accounts(Protocol):
+    """Keeps account of what was released."""
+
+    def spend(self, number: int, clients: Sequence[int]) -> Mapping[str, float]:
+        """Take note of a round that these clients contributed to; returns numbers to log, such as epsilon."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what resuming needs, JSON-able."""
+        ...
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state`` returned."""
         ...
 
 
@@ -61,6 +78,9 @@ class Federation:
         tamper: ``(round, updates) -> updates``: what attackers among the clients make of them; None where there are none.
             Where clients are asked in place of others it sees those of the round that came before, too.
         refresh: ``(round, model) -> model``: new BatchNorm statistics for the merged model; None to leave them.
+        gather: ``(round, updates, failures) -> what the server sees of them``, such as their sum alone; the failures are
+            all known when the updates have passed. None where it sees every one.
+        accounts: What a round costs in privacy; None where nothing is protected.
     """
 
     algorithm: Algorithm
@@ -72,6 +92,8 @@ class Federation:
     policy: str = "skip"
     tamper: Tamper | None = None
     refresh: Callable[[int, Tensor], Tensor] | None = None
+    gather: Gather | None = None
+    accounts: Accounts | None = None
 
     def __post_init__(self) -> None:
         """Raise UsageError for an unknown policy."""
@@ -89,6 +111,7 @@ class Snapshot:
         versions: By number of the round, what was sent then, where clients are still training from it.
         schedule: The schedule's state, JSON-able.
         empty: How many rounds in a row had no update.
+        accounts: The accounts' state, JSON-able.
     """
 
     round: int
@@ -96,6 +119,7 @@ class Snapshot:
     versions: Mapping[int, Broadcast] = field(default_factory=dict)
     schedule: Mapping[str, Any] = field(default_factory=dict)
     empty: int = 0
+    accounts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def begin(algorithm: Algorithm, w0: Tensor) -> Snapshot:
@@ -120,6 +144,8 @@ def run(federation: Federation, snapshot: Snapshot, rounds: int) -> Iterator[tup
     """
     if snapshot.schedule:
         federation.schedule.resume(snapshot.schedule)
+    if federation.accounts is not None and snapshot.accounts:
+        federation.accounts.resume(snapshot.accounts)
     while snapshot.round < rounds:
         record, snapshot = _round(federation, snapshot)
         yield record, snapshot
@@ -131,16 +157,18 @@ def _round(federation: Federation, before: Snapshot) -> tuple[RoundRecord, Snaps
     sent = algorithm.broadcast(before.state)
     versions = {**before.versions, number: sent}
     turn = _Turn(federation, number, versions, Load(sent.bytes, algorithm.upload(sent)))
-    updates = turn.updates()
+    updates = turn.updates() if federation.gather is None else turn.gathered(federation.gather)
     first = next(updates, None)
     state, metrics = before.state, dict[str, float]()
-    if first is not None:
-        state, logged = turn.reduced(state, chain([first], updates))
+    if first is not None or algorithm.always:
+        state, logged = turn.reduced(state, updates if first is None else chain([first], updates))
         metrics.update(logged)
         if federation.refresh is not None:
             state = {**state, "model": federation.refresh(number, state["model"])}
         if federation.store is not None:
             federation.store.commit(turn.kept)
+    accounts = federation.accounts
+    metrics.update({} if accounts is None else accounts.spend(number, turn.merged))
     empty = 0 if first is not None else before.empty + 1
     stopped = federation.policy == "stop" and turn.failures  # a round that Poisson drew empty is no failure
     if empty and (stopped or empty >= EMPTY_ROUNDS):
@@ -158,7 +186,8 @@ def _round(federation: Federation, before: Snapshot) -> tuple[RoundRecord, Snaps
         seconds=over - began,
         evaluation_seconds=over - evaluating,
     )
-    return record, Snapshot(number, state, kept, schedule.state(), empty)
+    spent = {} if accounts is None else accounts.state()
+    return record, Snapshot(number, state, kept, schedule.state(), empty, spent)
 
 
 def _taken(result: Result, size: int) -> Result:
@@ -189,8 +218,9 @@ class _Turn:
         self._federation, self._number, self._versions, self._load = federation, number, versions, load
         self.kept: dict[int, Kept] = {}
         self.failures: list[ClientFailure] = []
-        self._clients, self._weight, self._loss = 0, 0.0, 0.0
-        self._asked, self._up, self._clock, self._training = 0, 0, 0.0, 0.0
+        self.merged: list[int] = []
+        self._weight, self._loss = 0.0, 0.0
+        self._asked, self._up, self._down, self._clock, self._training = 0, 0, 0, 0.0, 0.0
         self._honest: list[ClientUpdate] = []
 
     def updates(self) -> Iterator[ClientUpdate]:
@@ -205,6 +235,21 @@ class _Turn:
             call = self._federation.schedule.replace(self._number, attempt + 1, len(failed), self._load)
             if not call.asked:
                 return
+
+    def gathered(self, gather: Gather) -> Iterator[ClientUpdate]:
+        """Yield what the server sees where it does not see single updates; nothing where too few clients are left."""
+        try:
+            found = gather(self._number, self.updates(), self.failures)
+        except QuorumError as error:
+            if self._federation.policy == "stop":
+                raise
+            self.failures.append(ClientFailure("the cohort", str(error), "refused"))
+            self.merged.clear()
+            self.kept.clear()
+            return
+        self._up += found.bytes_up
+        self._down += found.bytes_down
+        yield from found.updates
 
     def _train(self, call: Call, attempt: int) -> Generator[ClientUpdate, None, list[ClientFailure]]:
         self._asked += call.asked
@@ -256,7 +301,7 @@ class _Turn:
         return Order(now, call.clients, sent, kept, self._federation.lr(now), attempt, stale)
 
     def _count(self, client: int, update: ClientUpdate) -> None:
-        self._clients += 1
+        self.merged.append(client)
         self._weight += update.weight
         self._loss += update.weight * update.metrics.get("loss", math.nan)
         self._up += update.bytes_up
@@ -287,11 +332,11 @@ class _Turn:
             accuracy=math.nan,
             loss=math.nan,
             client_loss=self._loss / self._weight if self._weight else math.nan,
-            clients=self._clients,
+            clients=len(self.merged),
             seconds=0.0,
             training_seconds=self._training,
             asked=self._asked,
-            bytes_down=self._asked * self._load.bytes_down,
+            bytes_down=self._asked * self._load.bytes_down + self._down,
             bytes_up=self._up,
             clock=self._clock,
             failures=tuple(self.failures),

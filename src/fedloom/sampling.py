@@ -203,6 +203,13 @@ def _fixed(sampler: Sampler, number: int) -> Iterator[Clients]:  # noqa: ARG001 
     return _shuffled(sampler.clients, stream(sampler.seed, "sampling", "fixed"))
 
 
+def _cyclic(sampler: Sampler, number: int) -> Iterator[Clients]:
+    """One slice after the other of an order that stays; what is left over of it sits out."""
+    order = stream(sampler.seed, "sampling", "cyclic").permutation(sampler.clients)
+    slot = (number - 1) % (sampler.clients // sampler.count)
+    yield order[slot * sampler.count : (slot + 1) * sampler.count]
+
+
 def _poisson(sampler: Sampler, number: int) -> Iterator[Clients]:
     """Each client by its own coin is: a binomial number of clients, uniformly chosen."""
     chance = stream(sampler.seed, "sampling", number)
@@ -270,6 +277,11 @@ SAMPLERS: dict[str, Scheme] = {
         _poisson,
         insists=True,
         counted=False,
+    ),
+    "cyclic": Scheme(
+        "each client once in every pass over all of them, always in the same order: for the noise tree of DP-FTRL",
+        _cyclic,
+        insists=True,
     ),
     "all": Scheme("every client in every round", _all, insists=True, counted=False),
 }

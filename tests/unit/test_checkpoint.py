@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,30 @@ def test_what_is_saved_is_what_is_loaded(tmp_path):
     found, store = checkpoint.load(tmp_path)
     assert same(found, snapshot(3))
     assert store is None
+
+
+def test_what_was_spent_is_saved_and_a_checkpoint_of_before_there_were_accounts_is_read(tmp_path):
+    spent = {
+        "relation": "add-or-remove",
+        "events": [[{"kind": "release", "multiplier": 1.5}, 3]],
+        "clients": [[4, "inf"]],
+    }
+    checkpoint.save(tmp_path, replace(snapshot(3), accounts=spent))
+    assert checkpoint.load(tmp_path)[0].accounts == spent
+    checkpoint.save(tmp_path, snapshot(4))
+    assert checkpoint.load(tmp_path)[0].accounts == {}
+
+
+def test_numbers_that_were_encoded_on_their_way_come_back_as_numbers(tmp_path):
+    vector = torch.arange(4.0)
+    sent = Broadcast(vector, {"clip": torch.tensor([0.5])}, unsent=2, encoded=3)
+    state = {"model": vector, "sent": torch.tensor(7), "privacy.tree.nodes": torch.zeros(0, 4)}
+    checkpoint.save(tmp_path, replace(snapshot(3), state=state, versions={2: sent}))
+    found = checkpoint.load(tmp_path)[0]
+    assert torch.equal(found.versions[2].vector, vector)
+    assert found.versions[2].extra["clip"].tolist() == [0.5]
+    assert int(found.state["sent"]) == 7
+    assert found.state["privacy.tree.nodes"].shape == (0, 4)
 
 
 def test_the_last_two_are_kept_and_a_new_run_deletes_them(tmp_path):

@@ -67,6 +67,15 @@ def test_flags_come_before_the_file(tmp_path):
     assert config.algorithm.options == {"mu": 0.2}
 
 
+@pytest.mark.parametrize(("value", "found"), [(None, None), (7, 7), ("7", 7), (7.0, 7), (0, 0)])
+def test_a_whole_number_may_be_left_out(tmp_path, value, found):
+    config = Config.of(noise_seed=value)
+    assert config.privacy.noise_seed == found
+    assert type(config.privacy.noise_seed) is type(found)
+    assert Config.read(write(tmp_path, config.to_toml())) == config
+    assert ("noise_seed" in config.to_toml()) is (found is not None)
+
+
 def test_another_algorithm_or_scheme_does_not_inherit_options(tmp_path):
     config = Config.read(write(tmp_path, FULL))
     assert config.override(algorithm="fedavg").algorithm.options == {}
@@ -82,6 +91,12 @@ def test_another_algorithm_or_scheme_does_not_inherit_options(tmp_path):
         ("[trainig]\nepochs = 3", "unknown key 'trainig': did you mean 'training'?"),
         ("epochs = 3", "unknown key 'epochs': it belongs under [training], as epochs"),
         ("[run]\nrounds = 2.5", "[run] rounds = 2.5; a whole number is expected"),
+        ("[privacy]\nnoise_seed = 1.5", "[privacy] noise_seed = 1.5; a whole number is expected"),
+        ("[privacy]\nnoise_seed = -1", "[privacy] noise_seed = -1; it must be 0 or more"),
+        ("[privacy]\nmechanism = 'centrl'", "[privacy] mechanism = 'centrl'; choose from none, central, local"),
+        ("[privacy]\nclip_quantile = 1", "[privacy] clip_quantile = 1; it must be between 0 and 1"),
+        ("[privacy]\ndelta = 1", "[privacy] delta = 1; it must be between 0 and 1"),
+        ("[privacy]\nsecure_bits = 63", "[privacy] secure_bits = 63; it must be from 8 to 62"),
         ("[run]\nrounds = true", "[run] rounds = True; a whole number is expected"),
         ("[training]\nlr = 'fast'", "[training] lr = 'fast'; a number is expected"),
         ("[training]\nlr = nan", "[training] lr = nan; it must be above 0"),

@@ -15,7 +15,7 @@ from fedloom.errors import UsageError
 
 MILLION = 1_000_000
 SIZES = [5, 0, 1, 3, 1]
-COUNTED = ["uniform", "size", "fixed"]
+COUNTED = ["uniform", "size", "fixed", "cyclic"]
 
 
 def sampler(scheme, per_round=2, clients=5, seed=0, sizes=SIZES):
@@ -138,6 +138,29 @@ def test_the_same_clients_in_every_round(scheme):
     assert len(made.cohort(1)) == (5000 if scheme == "all" else 50)
     if scheme == "fixed":
         assert not np.array_equal(made.cohort(1), large(scheme, seed=1).cohort(1))
+
+
+@pytest.mark.parametrize(("clients", "per_round"), [(12, 3), (13, 3), (5, 5), (7, 4), (2000, 100)])
+def test_cyclic_asks_each_client_once_per_pass_always_in_the_same_order(clients, per_round):
+    made = sampling.make("cyclic", per_round, clients, 3)
+    rounds = clients // per_round
+    passes = [
+        [made.take(number, per_round).tolist() for number in range(1 + k * rounds, 1 + (k + 1) * rounds)]
+        for k in range(3)
+    ]
+    assert passes[0] == passes[1] == passes[2]
+    asked = [client for cohort in passes[0] for client in cohort]
+    assert len(set(asked)) == len(asked) == rounds * per_round
+    assert all(len(cohort) == per_round for cohort in passes[0])
+    assert made.scheme.insists  # who is away is not replaced: the gap between two turns stays
+
+
+def test_cyclic_has_another_order_for_another_seed():
+    orders = [
+        np.concatenate([sampling.make("cyclic", 10, 100, seed).take(n, 10) for n in range(1, 11)]) for seed in (0, 1)
+    ]
+    assert not np.array_equal(*orders)
+    assert not np.array_equal(orders[0], np.arange(100))
 
 
 def test_how_many_a_round_has_on_average():

@@ -48,16 +48,18 @@ class Broadcast:
         vector: The global model, float32 (P,).
         extra: Further vectors, such as SCAFFOLD's control variate.
         unsent: How many of the vector's numbers need not be sent, because clients never read them.
+        encoded: The bytes that the vector was sent as; None where its numbers are sent as they are.
     """
 
     vector: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     unsent: int = 0
+    encoded: int | None = None
 
     @property
     def bytes(self) -> int:
         """How much is sent to each client, in bytes."""
-        return _bytes(self.vector, self.extra, self.unsent)
+        return _bytes(self.vector, self.extra, self.unsent, self.encoded)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Visit:
         kept: What it kept from its last turn; None on the first.
         config: Its local configuration in this round (the learning rate may decay over rounds).
         loss: The broadcast model's mean loss on its samples, where the algorithm asks for it; NaN otherwise.
+        round: The number of the round.
+        seed: Of what is left to chance in this turn besides training, such as the rounding of what is sent.
     """
 
     client: int
@@ -79,6 +83,8 @@ class Visit:
     kept: Kept | None
     config: LocalConfig
     loss: float = float("nan")
+    round: int = 0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Settled:
         kept: What it keeps for its next turn.
         weight: Its weight in an average; None for the number of its samples, or 1 where the run draws clients by it.
         unsent: How many of delta's numbers are always zero, and need not be sent.
+        encoded: The bytes that delta was sent as; None where its numbers are sent as they are.
     """
 
     delta: Tensor
@@ -98,16 +105,18 @@ class Settled:
     kept: Kept | None = None
     weight: float | None = None
     unsent: int = 0
+    encoded: int | None = None
 
     @property
     def bytes(self) -> int:
         """How much the client sends, in bytes."""
-        return _bytes(self.delta, self.extra, self.unsent)
+        return _bytes(self.delta, self.extra, self.unsent, self.encoded)
 
 
-def _bytes(vector: Tensor, extra: Mapping[str, Tensor], unsent: int) -> int:
-    sent = [vector, *extra.values()]
-    return sum(v.numel() * v.element_size() for v in sent) - unsent * vector.element_size()
+def _bytes(vector: Tensor, extra: Mapping[str, Tensor], unsent: int, encoded: int | None) -> int:
+    plain = (vector.numel() - unsent) * vector.element_size()
+    beside = sum(v.numel() * v.element_size() for v in extra.values())
+    return beside + (plain if encoded is None else encoded)
 
 
 Reduce: TypeAlias = Callable[[State, Iterable[ClientUpdate]], tuple[State, Mapping[str, float]]]
@@ -158,6 +167,11 @@ class Algorithm:
         pooled: Whether all samples are trained on as one client's (central training).
         everyone: Whether all clients train in every round (local-only).
         buffered: Updates per step of the server when clients come and go asynchronously (FedBuff); 0 for rounds.
+        stays: bool (P,), True where a number stays with the clients: nobody reads it in an update; None for nowhere.
+        beside: Names and lengths of the vectors that clients send beside the update, where ``linear``.
+        linear: Whether ``reduce`` needs no more of the updates than the mean of their deltas and extras, weighted by
+            their weights, and the sum of these: what secure aggregation and noise on the sum leave over.
+        always: Whether ``reduce`` is called for a round without one update, too (noise that must not fail to appear).
     """
 
     name: str
@@ -174,6 +188,10 @@ class Algorithm:
     pooled: bool = False
     everyone: bool = False
     buffered: int = 0
+    stays: Tensor | None = None
+    beside: Mapping[str, int] = field(default_factory=dict)
+    linear: bool = False
+    always: bool = False
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,12 @@ SAMPLES = 1024
 """Statistics of so many samples are off by about 3 % of a standard deviation."""
 
 
-def local_statistics(algorithm: Algorithm, model: Model) -> Algorithm:
-    """Let BatchNorm's running statistics stay with the clients; the algorithm itself where there are none."""
-    return keep_local(algorithm, statistics_mask(model), "statistics")
+def local_statistics(algorithm: Algorithm, model: Model, *, share: bool = True) -> Algorithm:
+    """Let BatchNorm's running statistics stay with the clients; the algorithm itself where there are none.
+
+    They are reported for the global model's sake, unless ``share`` is False.
+    """
+    return keep_local(algorithm, statistics_mask(model), "statistics", share=share)
 
 
 @dataclass(frozen=True)

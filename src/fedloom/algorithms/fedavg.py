@@ -26,7 +26,7 @@ def averaging(name: str, server: ServerOptimizer) -> Algorithm:
     def init(w0: Tensor) -> State:
         return {"model": w0, **{f"server.{key}": value for key, value in server.init(w0).items()}}
 
-    return Algorithm(name, mean_delta(server), init=init)
+    return Algorithm(name, mean_delta(server), init=init, linear=True)
 
 
 def mean_delta(server: ServerOptimizer) -> Reduce:

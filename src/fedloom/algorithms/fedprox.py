@@ -26,7 +26,7 @@ def make(setting: Setting, options: Options) -> Algorithm:
     def phases(visit: Visit) -> tuple[Phase, ...]:
         return (Phase(visit.broadcast.vector, correction),)
 
-    return Algorithm("fedprox", mean_delta(sgd(trainable=setting.model.layout.trainable)), phases=phases)
+    return Algorithm("fedprox", mean_delta(sgd(trainable=setting.model.layout.trainable)), phases=phases, linear=True)
 
 
 METHOD = Method(

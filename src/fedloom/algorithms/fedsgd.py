@@ -31,7 +31,7 @@ def make(setting: Setting, _: Options) -> Algorithm:
         UsageError: The clients do not train with SGD.
     """
     require_sgd("fedsgd", one_step(setting.config))
-    return Algorithm("fedsgd", mean_delta(sgd(trainable=setting.model.layout.trainable)), local=one_step)
+    return Algorithm("fedsgd", mean_delta(sgd(trainable=setting.model.layout.trainable)), local=one_step, linear=True)
 
 
 METHOD = Method("one gradient per client and round, over all of its samples", PAPER, make)

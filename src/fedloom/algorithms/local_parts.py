@@ -74,7 +74,15 @@ def keep_local(algorithm: Algorithm, mask: Tensor, what: str, *, share: bool = T
 
     reduce = _reporting(algorithm.reduce, index, what) if share else _leaving(algorithm.reduce, index)
     return replace(
-        algorithm, reduce=reduce, broadcast=broadcast, phases=phases, settle=settle, personal=personal, keeps=True
+        algorithm,
+        reduce=reduce,
+        broadcast=broadcast,
+        phases=phases,
+        settle=settle,
+        personal=personal,
+        keeps=True,
+        beside={**algorithm.beside, what: len(index)} if share else algorithm.beside,
+        stays=mask if algorithm.stays is None else mask | algorithm.stays,
     )
 
 

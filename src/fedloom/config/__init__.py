@@ -15,10 +15,12 @@ from fedloom.config.tables import (
     TABLES,
     AlgorithmTable,
     Attack,
+    Compression,
     Data,
     Evaluation,
     ModelTable,
     Network,
+    Privacy,
     RunTable,
     Sampling,
     Training,
@@ -47,6 +49,8 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
     network: Network = field(default_factory=Network)
     attack: Attack = field(default_factory=Attack)
+    compression: Compression = field(default_factory=Compression)
+    privacy: Privacy = field(default_factory=Privacy)
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: RunTable = field(default_factory=RunTable)
 

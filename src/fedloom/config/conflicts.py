@@ -30,7 +30,7 @@ def check(config: Config) -> None:
 
 def conflicts(config: Config) -> Iterator[str]:
     """Yield every conflict, in words."""
-    for part in (_data, _model, _algorithm, _training, _sampling, _network, _attack, _others):
+    for part in (_data, _model, _algorithm, _training, _sampling, _network, _attack, _compression, _privacy, _others):
         yield from part(config)
 
 
@@ -153,6 +153,40 @@ def _attack(config: Config) -> Iterator[str]:
         yield from _said(
             lambda: attackers(said.kind, n_clients=1, fraction=said.fraction, trainable=1, strength=said.strength)
         )
+
+
+def _compression(config: Config) -> Iterator[str]:
+    from fedloom.compress import parse
+    from fedloom.layout import Layout
+
+    any_model = Layout(("array",), ((1,),), 1)
+    up, down = config.compression.codecs
+    if up:
+        yield from (f"[compression] up: {line}" for line in _said(lambda: parse(up, any_model)))
+    if down:
+        yield from (f"[compression] down: {line}" for line in _said(lambda: parse(down, any_model)))
+    if config.compression.feedback == "on" and not up:
+        yield "error_feedback needs a codec that loses something: set compress, such as topk:0.01"
+
+
+def _privacy(config: Config) -> Iterator[str]:
+    said = config.privacy
+    given = said.noise is not None, said.target_epsilon is not None
+    if said.mechanism == "none":
+        if any(given) or said.clip_quantile is not None:
+            yield "noise, target_epsilon and clip_quantile need a mechanism: set privacy, such as central"
+        return
+    if given == (False, False):
+        yield f"privacy {said.mechanism} needs to know how much noise: set target_epsilon (such as 8) or noise (such as 1)"
+    if given == (True, True):
+        yield "noise and target_epsilon both say how much noise there is: set one of them"
+    if said.clip_quantile is not None and said.mechanism != "central":
+        yield f"clip_quantile goes with privacy central, not {said.mechanism}: set a fixed clip"
+    if said.restart and said.mechanism != "tree":
+        yield f"restart is about the noise tree, and privacy {said.mechanism} has none: leave it out"
+    for package, module in (("dp-accounting", "dp_accounting"), ("cryptography", "cryptography")):
+        if find_spec(module) is None:
+            yield str(MissingDependency.of(package, "privacy", f"privacy {said.mechanism}"))
 
 
 def _others(config: Config) -> Iterator[str]:

@@ -15,10 +15,14 @@ FORMATS = ("keras", "h5", "pt", "safetensors")
 ENGINES = ("here", "workers", "ray")
 POLICIES = ("skip", "retry", "stop")
 BATCHNORM = ("average", "recalibrate", "local")
-SAMPLING = ("uniform", "size", "fixed", "poisson", "all")
+SAMPLING = ("uniform", "size", "fixed", "cyclic", "poisson", "all")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 PRECISIONS = ("float32", "bfloat16", "auto")
 SCHEDULES = ("constant", "cosine")
+MECHANISMS = ("none", "central", "local", "tree", "distributed", "skellam", "examples")
+ACCOUNTANTS = ("rdp", "pld")
+SECURE = ("off", "sum", "protocol")
+FEEDBACK = ("auto", "on", "off")
 
 
 def _key(
@@ -47,6 +51,10 @@ def _above(bound: float, most: float = float("inf")) -> dict[str, Any]:
 
 def _below(bound: float) -> dict[str, Any]:
     return {"fits": lambda v: 0 <= v < bound, "rule": f"from 0 to below {bound:g}"}
+
+
+def _between(low: float, high: float) -> dict[str, Any]:
+    return {"fits": lambda v: low < v < high, "rule": f"between {low:g} and {high:g}"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +147,53 @@ class Attack:
 
 
 @dataclass(frozen=True)
+class Compression:
+    """``[compression]``: how updates and models become bytes; see :mod:`fedloom.compress`."""
+
+    up: str = _key(
+        "none", "The codec of updates, such as 'topk:0.01 | int8 | zstd'; 'fedloom list codecs'.", flag="compress"
+    )
+    down: str = _key("none", "The codec of the model that clients are sent.", flag="compress_down")
+    feedback: str = _key(
+        "auto",
+        "Clients send later what the codec lost; auto: where it needs that.",
+        flag="error_feedback",
+        choices=FEEDBACK,
+    )
+
+    @property
+    def codecs(self) -> tuple[str, str]:
+        """The codecs up and down; empty where there is none."""
+        up, down = ("" if text == "none" else text for text in (self.up, self.down))
+        return up, down
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """``[privacy]``: what hides a client, or an example, in the model; see :mod:`fedloom.privacy`."""
+
+    mechanism: str = _key(
+        "none", "What hides them; 'fedloom list privacy' explains.", flag="privacy", choices=MECHANISMS
+    )
+    clip: float = _key(1.0, "The longest update (or gradient of an example) in L2 norm.", **_above(0))
+    clip_quantile: float | None = _key(
+        None, "central: let the bound follow this quantile of the norms, such as 0.5.", **_between(0, 1)
+    )
+    noise: float | None = _key(None, "The noise multiplier: its standard deviation / clip.", **_least(0))
+    target_epsilon: float | None = _key(None, "Find the noise for this epsilon.", **_above(0))
+    delta: float = _key(1e-5, "The delta of (epsilon, delta)-differential privacy.", **_between(0, 1))
+    accountant: str = _key("rdp", "How epsilon is computed; pld is tighter and slower.", choices=ACCOUNTANTS)
+    noise_seed: int | None = _key(
+        None, "Repeatable noise, which protects nobody; left out: the operating system's randomness.", **_least(0)
+    )
+    restart: int = _key(0, "tree: a new tree after so many rounds; 0: one tree.", **_least(0))
+    secure_aggregation: str = _key("off", "The server sees sums alone; protocol: with all messages.", choices=SECURE)
+    secure_bits: int = _key(32, "Bits per number of a secure sum.", **_least(8, 62))
+    secure_range: float = _key(4.0, "The largest number of an update in a secure sum without a clip.", **_above(0))
+    secure_dropouts: float = _key(0.2, "The share of drop-outs that a secure sum survives.", **_below(0.5))
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """``[evaluation]``: when models are evaluated, and on whom."""
 
@@ -176,6 +231,8 @@ TABLES: dict[str, type] = {
     "sampling": Sampling,
     "network": Network,
     "attack": Attack,
+    "compression": Compression,
+    "privacy": Privacy,
     "evaluation": Evaluation,
     "run": RunTable,
 }

@@ -12,6 +12,7 @@ from fedloom.config.tables import TABLES
 _KINDS = {
     "bool": "true or false",
     "int": "a whole number",
+    "int | None": "a whole number",
     "float": "a number",
     "float | None": "a number",
     "int | float": "a number, or a share such as 10%",
@@ -147,6 +148,7 @@ def _shown(value: object) -> str:
 _CONVERTERS = {
     "bool": _bool,
     "int": _int,
+    "int | None": _int,
     "float": _float,
     "float | None": _float,
     "int | float": _number,

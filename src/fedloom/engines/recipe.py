@@ -12,7 +12,7 @@ import torch
 
 from fedloom import algorithms
 from fedloom.algorithms.base import Setting
-from fedloom.algorithms.batchnorm import local_statistics
+from fedloom.algorithms.protection import Protection
 from fedloom.clients import ClientSide, Population
 from fedloom.data.dataset import Dataset
 from fedloom.errors import ModelError
@@ -113,7 +113,7 @@ class Recipe:
         seed: The run's.
         plan: The execution plan.
         unlabelled: See :class:`Setting`.
-        local_statistics: Whether BatchNorm statistics stay with the clients.
+        protection: What is done with updates on their way.
         equal_weights: See :class:`ClientSide`.
     """
 
@@ -125,15 +125,14 @@ class Recipe:
     seed: int = 0
     plan: str = "loop"
     unlabelled: Dataset | None = None
-    local_statistics: bool = False
+    protection: Protection = field(default_factory=Protection)
     equal_weights: bool = False
 
     def make(self, population: Population) -> ClientSide:
         """Make the client side of a population."""
         model = self.model.build()
         setting = Setting(model, self.config, self.n_clients, self.seed, self.unlabelled)
-        algorithm = algorithms.make(self.algorithm, setting, self.options)
-        if self.local_statistics:
-            algorithm = local_statistics(algorithm, model)
+        algorithm = self.protection.around(algorithms.make(self.algorithm, setting, self.options), model)
         config = algorithm.local(self.config)
-        return ClientSide(model, population, algorithm, config, self.seed, self.plan, self.equal_weights)
+        examples = self.protection.examples()
+        return ClientSide(model, population, algorithm, config, self.seed, self.plan, self.equal_weights, examples)

@@ -40,7 +40,10 @@ class Sidecar:
         history: One entry per epoch: ``epoch, loss, accuracy, val_loss, val_accuracy, seconds``.
         class_names: Of the data.
         class_counts: Training samples per class.
-        merge: For a merged model: ``method``, ``options``, ``members``, ``weights``.
+        merge: For a merged model: ``method``, ``options``, ``members``, ``weights``; for the model of a simulation
+            ``rounds``, ``clients`` and ``per_round`` instead of the last two.
+        privacy: For a model whose clients, or their samples, are hidden by noise: what was promised, and ``epsilon``,
+            what it came to; empty for all others.
         file_sha256: Checksum of the model file.
         version: The fedloom that wrote it.
     """
@@ -58,6 +61,7 @@ class Sidecar:
     class_names: tuple[str, ...] = ()
     class_counts: tuple[int, ...] = ()
     merge: Mapping[str, Any] = field(default_factory=dict)
+    privacy: Mapping[str, Any] = field(default_factory=dict)
     file_sha256: str = ""
     version: str = ""
 

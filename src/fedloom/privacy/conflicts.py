@@ -86,7 +86,7 @@ def _leaks(setting: Setting) -> Iterator[str]:
     if setting.buffers:
         yield (
             f"{setting.buffers} numbers of the model are statistics, such as BatchNorm's, which are shared without clipping "
-            "or noise: keep them with the clients (fedbn), or take a model without"
+            "or noise: keep them with the clients (batchnorm = local), or take a model without"
         )
     if setting.refresh:
         yield "statistics that are made anew from clients' data have no noise: leave that out"
@@ -104,7 +104,7 @@ def _merging(mechanism: Mechanism, setting: Setting) -> Iterator[str]:
     if setting.asynchronous:
         yield (
             f"{setting.algorithm} has no rounds, so that nobody knows whose updates are in a sum: take an algorithm with "
-            "rounds, or noise at the clients (local)"
+            "rounds"
         )
     if setting.codec and (setting.secure or isinstance(mechanism, Distributed)):
         yield (
@@ -118,14 +118,14 @@ def _chosen(mechanism: Mechanism, setting: Setting) -> Iterator[str]:
     if isinstance(mechanism, LocalGaussian):
         return
     scheme = setting.sampling
+    if setting.over_selection and isinstance(mechanism, Gaussian):
+        yield "over_selection keeps the fastest, so that who is in a sum depends on who else takes part: leave it out"
     if scheme == "size":
         yield "clients are chosen by how much data they have, which is theirs to know: set sampling to poisson or uniform"
     if scheme not in ("poisson", "uniform") or not isinstance(mechanism, Gaussian):
         return
     if setting.policy == "retry":
         yield f"the policy retry asks others than {scheme} sampling chose, and epsilon counts on its choice: set skip"
-    if setting.over_selection:
-        yield f"over_selection keeps the fastest, and epsilon counts on the choice of {scheme} sampling: leave it out"
     if setting.availability and scheme == "uniform":
         yield (
             "uniform sampling passes over clients that cannot be reached, so that they are chosen from fewer than epsilon "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -16,11 +17,12 @@ from fedloom import checkpoint, events, rounds
 from fedloom.algorithms import State
 from fedloom.engines import Engine, in_process
 from fedloom.errors import StorageError
-from fedloom.models import io
+from fedloom.models import sidecar
 from fedloom.records import RoundRecord
 from fedloom.rounds import Federation, Snapshot
-from fedloom.simulation import evaluation
+from fedloom.simulation import evaluation, guarantee
 from fedloom.simulation.folder import Folder
+from fedloom.simulation.keeping import Keeper
 from fedloom.simulation.live import live
 from fedloom.simulation.planning import plan_of, threads
 from fedloom.simulation.run import Run
@@ -61,6 +63,8 @@ class Course:
         self._reached: int | None = None
         self._saved, self._saved_round, self._cost = time.monotonic(), 0, 0.0
         self._store: ClientStore | None = None
+        self._start = sidecar.digest(setup.start)  # training overwrites the model
+        self._promised: Mapping[str, Any] | None = None
 
     def run(self, progress: bool) -> Run:
         """Run what is left, and write the models.
@@ -75,7 +79,7 @@ class Course:
             self._setup = self._setup.computed_in(plan.get("precision", self._config.training.precision))
             with closing(self._engine(plan["chosen"])) as engine:
                 federation = self._federation(engine)
-                self._open(rows, plan)  # all that can be refused has been
+                self._open(rows, plan, progress)  # all that can be refused has been
                 snapshot, stopped = self._rounds(federation, snapshot, progress)
             return self._end(snapshot, stopped)
 
@@ -140,9 +144,15 @@ class Course:
             "attackers": len(setup.attackers.clients) if setup.attackers else 0,
         }
 
-    def _open(self, rows: list[dict[str, Any]], plan: Mapping[str, Any]) -> None:
+    def _open(self, rows: list[dict[str, Any]], plan: Mapping[str, Any], progress: bool) -> None:
         self._folder.begin(self._config)
         known = {row["event"] for row in rows}
+        self._promised = promised = guarantee.promise(self._setup)
+        if promised is not None and progress:
+            for line in (guarantee.words(promised), *(f"warning: {text}" for text in promised["warnings"])):
+                print(line, file=sys.stderr, flush=True)
+        if promised is not None and "privacy" not in known:
+            self._folder.event("privacy", **promised)
         if "start" not in known:
             self._folder.event("start", **self._facts())
         if "plan" not in known:  # a kill may come between the two
@@ -179,6 +189,8 @@ class Course:
             policy=self._config.run.policy,
             tamper=bad.tamper if bad is not None and bad.attack.forge is not None else None,
             refresh=setup.refresh(),
+            gather=setup.protection.gather(setup.algorithm, setup.model),
+            accounts=setup.accounts(),
         )
 
     def _note(self, record: RoundRecord, state: State) -> None:
@@ -229,11 +241,13 @@ class Course:
     def _end(self, snapshot: Snapshot, stopped: str) -> Run:
         from fedloom.report import run_page
 
-        suffix, model = self._setup.suffix(), self._setup.model.to(torch.device("cpu"))
-        path, best_path = (self._folder.path / f"{name}{suffix}" for name in ("model", "best"))
-        last = snapshot.state["model"].cpu()
-        io.save(model.load(last if self._best.vector is None else self._best.vector.cpu()), best_path)
-        io.save(model.load(last), path)
+        path, best_path = (self._folder.path / f"{name}{self._setup.suffix()}" for name in ("model", "best"))
+        keeper, last = Keeper(self._setup, self._records, self._start, self._promised), snapshot.state["model"]
+        if self._best.vector is None:
+            keeper.write(last, snapshot.round, best_path)
+        else:
+            keeper.write(self._best.vector, self._best.round, best_path)
+        keeper.write(last, snapshot.round, path)
         tested = [record.accuracy for record in self._records if not math.isnan(record.accuracy)]
         made = Run(
             self._folder.path,

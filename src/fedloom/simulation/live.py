@@ -78,7 +78,9 @@ class _Speed:
         self._clients += share * (record.clients / max(record.seconds, 1e-9) - self._clients)
         failed = f", {len(record.failures)} failed" if record.failures else ""
         loss = "" if math.isnan(record.client_loss) else f", loss {record.client_loss:.4f}"
-        return f"{loss}{self._tested}, {self._clients:.3g} clients/s{failed}"
+        spent = record.metrics.get("epsilon")
+        epsilon = "" if spent is None else f", epsilon {spent:.3g}"
+        return f"{loss}{self._tested}{epsilon}, {self._clients:.3g} clients/s{failed}"
 
 
 def time_left(seconds: float) -> str:

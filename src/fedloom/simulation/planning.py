@@ -23,6 +23,12 @@ def plan_of(setup: Setup, snapshot: Snapshot, progress: bool) -> dict[str, Any]:
     Raises:
         UsageError: The plan that was asked for cannot be used here; the message says why.
     """
+    if setup.protection.examples() is not None:
+        return {
+            "chosen": "loop",
+            "precision": "float32",
+            "left_out": {"others": "per-example gradients have a step of their own"},
+        }
     run, sampler, shared = setup.config.run, setup.sampler(), workers(setup.config)
     if progress and "auto" in (run.plan, setup.local.precision):
         print("trying the execution plans on the first batches", file=sys.stderr, flush=True)

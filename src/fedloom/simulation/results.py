@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 from fedloom import events, files
 from fedloom.config import Config
 from fedloom.simulation.folder import CONFIG
-from fedloom.simulation.run import ALONE
+from fedloom.simulation.run import ALONE, size
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-FIGURES = ("final_accuracy", "best_accuracy", "rounds_to_target", "clients_mean", "clients_worst", "seconds")
+FIGURES = ("final_accuracy", "best_accuracy", "rounds_to_target", "clients_mean", "clients_worst", "epsilon", "seconds")
 OF_GLOBAL = ("final_accuracy", "best_accuracy", "best_round", "rounds_to_target")
 SUMS = ("bytes_up", "bytes_down")
 SEED = "seed"
+FEWER = 1.5
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def run_row(name: str, values: Mapping[str, Any], folder: Path, failed: str = ""
     row |= {key: end.get(key) for key in keys}
     row |= {"clients_mean": last.get("mean"), "clients_worst": last.get("worst_decile")}
     row |= {total: sum(e[total] for e in rounds) for total in SUMS}
+    row |= {"epsilon": rounds[-1]["metrics"].get("epsilon") if rounds else None}
+    row |= {"void": any(e["event"] == "privacy" and e.get("void") is True for e in log)}
     if alone:
         row |= dict.fromkeys(OF_GLOBAL)
     curve = [[e["round"], e["accuracy"]] for e in rounds if e["accuracy"] is not None]
@@ -102,9 +105,9 @@ def table(runs: Sequence[Mapping[str, Any]], grid: Mapping[str, Sequence[Any]]) 
     rows = []
     for members in groups.values():
         values = {key: members[0]["values"][key] for key in keys}
-        figures = {figure: Interval.of(_known(members, figure)).to_json() for figure in FIGURES}
-        failed = sum(bool(run["failed"]) for run in members)
-        rows.append({"values": values, "runs": len(members), "failed": failed, **figures})
+        figures = {figure: Interval.of(_known(members, figure)).to_json() for figure in (*FIGURES, *SUMS)}
+        failed, void = (sum(bool(run.get(key)) for run in members) for key in ("failed", "void"))
+        rows.append({"values": values, "runs": len(members), "failed": failed, "void": bool(void), **figures})
     return {"grid": {key: list(values) for key, values in grid.items()}, "keys": keys, "rows": rows, "runs": list(runs)}
 
 
@@ -128,7 +131,10 @@ _TITLES = {
     "rounds_to_target": "rounds to target",
     "clients_mean": "clients' mean",
     "clients_worst": "worst 10 %",
+    "epsilon": "epsilon",
     "seconds": "seconds",
+    "bytes_up": "sent up",
+    "bytes_down": "sent down",
 }
 
 
@@ -136,10 +142,14 @@ def cells(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return the heading and the rows of the results as texts; figures that no run has are left out."""
     rows, keys = results["rows"], results["keys"]
     shown = [figure for figure in FIGURES if any(row[figure]["n"] for row in rows)]
+    shown += [total for total in SUMS if _differs([row[total]["mean"] for row in rows])]
     heading = [*keys, "runs", *(_TITLES[figure] for figure in shown)]
     body = []
     for row in rows:
-        figures = [_shown(figure, row[figure], row["runs"]) for figure in shown]
+        figures = [
+            _shown(figure, row[figure], row["runs"]) + (", void" if figure == "epsilon" and row["void"] else "")
+            for figure in shown
+        ]
         body.append([*(str(row["values"][key]) for key in keys), str(row["runs"] - row["failed"]), *figures])
     return heading, body
 
@@ -166,10 +176,20 @@ def html_table(results: Mapping[str, Any]) -> str:
     return f"<table><tr>{head}</tr>{rows}</table>"
 
 
+def _differs(sums: Iterable[float]) -> bool:
+    """Return whether some sent far fewer bytes than others, as codecs make them do."""
+    known = [total for total in sums if total > 0]
+    return bool(known) and max(known) > FEWER * min(known)
+
+
 def _shown(figure: str, interval: Mapping[str, Any], runs: int) -> str:
     """Return a mean with half of its interval: ``91.3 % ± 0.4``."""
     if not interval["n"]:
         return "-"
+    if figure in SUMS:
+        return size(interval["mean"])
+    if figure == "epsilon":
+        return f"{interval['mean']:.3g}"
     share = figure not in ("rounds_to_target", "seconds")
     scale, unit = (100, " %") if share else (1, "")
     half = "" if interval["high"] is None else f" ± {scale * (interval['high'] - interval['mean']):.2f}"

@@ -79,7 +79,7 @@ class Run:
         clock = self.records[-1].clock if self.records else 0.0
         if clock:
             said[-1] += f"; on the simulated network {time_left(clock)}"
-        said += self._failed()
+        said += [*self._private(), *self._failed()]
         last = [row for row in self.clients if row["round"] == self.clients[-1]["round"]]
         for row in (row for row in last if row["personal"] or not alone):
             whose = "clients' own models" if row["personal"] else "global model on clients"
@@ -87,6 +87,15 @@ class Run:
         said += [f"note: {note}" for note in self.notes]
         said.append(f"folder: {self.folder}, with report.html")
         return said
+
+    def _private(self) -> list[str]:
+        spent = self.records[-1].metrics.get("epsilon") if self.records else None
+        if spent is None:
+            return []
+        said = self.config.privacy
+        unit = "example" if said.mechanism == "examples" else "client"
+        void = "" if said.noise_seed is None else "; void: the noise can be repeated (noise_seed)"
+        return [f"privacy {said.mechanism}: epsilon {spent:.3g} per {unit} at delta {said.delta:g}{void}"]
 
     def _failed(self) -> list[str]:
         found = [(record.round, failure) for record in self.records for failure in record.failures]

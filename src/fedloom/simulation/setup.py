@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from fedloom import algorithms, sampling
-from fedloom.algorithms import Algorithm, Setting
-from fedloom.algorithms.batchnorm import local_statistics, recalibration
+from fedloom.algorithms import Algorithm, Setting, Visit
+from fedloom.algorithms.batchnorm import recalibration
+from fedloom.algorithms.protection import EXAMPLES, Protection
 from fedloom.attacks import Attackers, attackers
 from fedloom.clients import ClientSide, Population
 from fedloom.config import Config, refuse
@@ -26,8 +27,11 @@ from fedloom.engines.recipe import Blueprint, Recipe
 from fedloom.errors import FedloomError
 from fedloom.models import io
 from fedloom.models.model import Model, device
+from fedloom.rounds import Accounts
 from fedloom.schedule import Buffered, Schedule, Synchronous
+from fedloom.simulation import guarantee
 from fedloom.simulation import population as populations
+from fedloom.simulation.protecting import ClientAccounts, ExampleAccounts, Terms
 from fedloom.training.local import LocalConfig
 from fedloom.training.shard import Shard
 
@@ -45,10 +49,11 @@ class Setup:
         model: The model with its start weights.
         population: The clients' samples, those of attackers with wrong labels where they attack so; one client for
             central training.
-        algorithm: The algorithm, with BatchNorm statistics kept local where that was asked for.
+        algorithm: The algorithm, with what protects updates around it.
         plain: What clients do, before the algorithm changes it.
         unlabelled: The server's own inputs.
         attackers: Who attacks; None where nobody does.
+        protection: What is done with updates on their way.
     """
 
     config: Config
@@ -60,6 +65,7 @@ class Setup:
     plain: LocalConfig
     unlabelled: Dataset | None
     attackers: Attackers | None
+    protection: Protection = field(default_factory=Protection)
 
     @cached_property
     def local(self) -> LocalConfig:
@@ -87,7 +93,8 @@ class Setup:
     def side(self, plan: str) -> ClientSide:
         """Return what trains clients here."""
         seed, equal = self.config.run.seed, self.sampler().scheme.sized
-        return ClientSide(self.model, self.population, self.algorithm, self.local, seed, plan, equal)
+        examples = self.protection.examples()
+        return ClientSide(self.model, self.population, self.algorithm, self.local, seed, plan, equal, examples)
 
     def recipe(self, plan: str) -> Recipe:
         """Return how a worker makes what trains clients there."""
@@ -101,7 +108,7 @@ class Setup:
             run.seed,
             plan,
             self.unlabelled,
-            local_statistics=run.batchnorm == "local",
+            protection=self.protection,
             equal_weights=self.sampler().scheme.sized,
         )
 
@@ -112,6 +119,34 @@ class Setup:
             return sampling.make("all", n, n, seed)
         sizes = self.sizes if sampling.SAMPLERS[chosen.scheme].sized else None
         return sampling.make(chosen.scheme, chosen.per_round, n, seed, sizes)
+
+    def terms(self) -> Terms:
+        """Return what the cost of the run in privacy depends on."""
+        first = Visit(0, 1, self.algorithm.broadcast(self.algorithm.init(self.start)), None, self.local)
+        head, phases = self.model.layout.trainable, self.algorithm.phases(first)
+        return Terms(self.config, self.sampler(), self.sizes, head, self.local, phases)
+
+    def protected(self) -> Setup:
+        """Return the run with what protects its updates.
+
+        Raises:
+            UsageError: It does not go with the algorithm or the model, or no noise gives the epsilon that is wanted.
+        """
+        terms = self.terms()
+        made = terms.protection()
+        if not (found := list(guarantee.conflicts(self, made))):
+            made = terms.noised(made)
+            found = list(guarantee.conflicts(self, made))
+        if found:
+            raise refuse(found)
+        return replace(self, protection=made, algorithm=made.around(self.algorithm, self.model))
+
+    def accounts(self) -> Accounts | None:
+        """Return what keeps account of the run's privacy; None where nothing is protected by noise."""
+        made = self.protection
+        if made.mechanism == "none" or not made.multiplier:
+            return None
+        return ExampleAccounts(self.terms(), made) if made.mechanism == EXAMPLES else ClientAccounts(self.terms(), made)
 
     def schedule(self) -> Schedule:
         """Return who takes part when, on the simulated network."""
@@ -164,8 +199,6 @@ def prepare(config: Config, source: str | Dataset, data_dir: str | Path | None =
         made = _tried(lambda: algorithms.make(config.algorithm.name, setting, _options(config)), wrong)
     if wrong or model is None or people is None or made is None:
         raise wrong[0] if len(wrong) == 1 else refuse(str(error) for error in wrong)
-    if run.batchnorm == "local":
-        made = local_statistics(made, model)
     population = Population(Shard.of(train, model, device=where), people.parts, people.held)
     bad = _attackers(config, population, model)
     if bad is not None:
@@ -173,7 +206,7 @@ def prepare(config: Config, source: str | Dataset, data_dir: str | Path | None =
     if made.pooled:
         population = populations.pooled(population)
     tested = Shard.of(test, model, "the test set", where)
-    return Setup(config, train, tested, model.to(where), population, made, local, free, bad)
+    return Setup(config, train, tested, model.to(where), population, made, local, free, bad).protected()
 
 
 def _model(config: Config, train: Dataset) -> Model:
