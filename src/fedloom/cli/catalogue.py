@@ -1,4 +1,4 @@
-"""What can be named: methods, schemes and models, as tables for the terminal."""
+"""What can be named: methods, schemes, models and all the rest, as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def table(what: str) -> Table:
-    """Build the table of ``methods``, ``schemes``, ``models``, ``algorithms``, ``attacks``, ``networks`` or ``plans``."""
+    """Build a table: of ``methods``, ``schemes`` or ``models``; of ``algorithms``, ``codecs`` or any other of ``_TABLES``."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heading, rows = _TABLES[what]()
     for name in heading:
@@ -87,6 +87,29 @@ def _plans() -> Rows:
     return ("plan", "how clients are computed"), rows + [(plan.name, plan.title) for plan in PLANS.values()]
 
 
+def _codecs() -> Rows:
+    from fedloom.compress import CODECS
+
+    rows: list[tuple[str, ...]] = []
+    for name, kind in CODECS.items():
+        written = {"int": "int1 ... int8"}.get(name, name)
+        free = [(n, o) for n, o in kind.options.items() if not (name == "int" and n == "bits")]
+        options = [f"{n}{'' if o.default is None else f'={o.default}'}: {o.help}" for n, o in free]
+        right = {"lossless": ""}.get(kind.place, "yes" if kind.unbiased else "no")
+        source = re.sub(r'"[^"]*", ', "", kind.paper)
+        rows.append((written, kind.place, "\n- ".join([kind.title, *options]), right, source))
+    return ("codec", "place", "what it does; options, behind a colon", "right on average", "source"), rows
+
+
+def _privacy() -> Rows:
+    from fedloom.simulation.guarantee import MECHANISMS
+
+    rows: list[tuple[str, ...]] = []
+    for name, kind in MECHANISMS.items():
+        rows.append((name, kind.title, kind.trust, kind.sampling, re.sub(r'"[^"]*", ', "", kind.paper)))
+    return ("mechanism", "what it does", "whom you trust", "sampling of clients", "source"), rows
+
+
 _TABLES = {
     "methods": _methods,
     "schemes": _schemes,
@@ -95,4 +118,6 @@ _TABLES = {
     "attacks": _attacks,
     "networks": _networks,
     "plans": _plans,
+    "codecs": _codecs,
+    "privacy": _privacy,
 }

@@ -1,9 +1,9 @@
-"""Curves of accuracies: several runs in one plot, against rounds, bytes or the simulated clock."""
+"""Curves of accuracies: several runs in one plot, against rounds, bytes, the simulated clock or epsilon."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,14 +13,25 @@ from fedloom.report.drawing import save_png, style
 from fedloom.report.palette import KIND_COLOURS, MUTED, SERIES
 from fedloom.report.panels import figure_of, percent_axis, whole_numbers
 from fedloom.report.run_reading import RunLog, read_run
-from fedloom.report.run_words import size_unit, time_unit
+from fedloom.report.run_words import size, size_unit, time_unit
 from fedloom.report.words import percent, shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-AXES: Final = {"round": "round", "clock": "simulated time", "bytes": "sent, down and up"}
+AXES: Final = {
+    "round": "round",
+    "clock": "simulated time",
+    "bytes": "sent, down and up",
+    "up": "sent up by the clients",
+    "epsilon": "epsilon spent",
+}
+
+COMPARED: Final = ("up", "epsilon")
+"""What runs may differ in by orders of magnitude, so that where they end is marked, and the axis may be logarithmic."""
+
+_FAR = 5.0
 
 _MARKED = 25
 _DASHES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
@@ -32,7 +43,7 @@ class Line:
 
     Attributes:
         name: What the legend says.
-        x: Rounds, seconds or bytes, rising.
+        x: Rounds, seconds, bytes or epsilons, rising.
         y: Accuracies.
         low: The lower edge of the band; empty without one.
         high: The upper edge.
@@ -60,7 +71,7 @@ def curves(
     """Draw the accuracies of several runs, or groups of runs, in one plot.
 
     Args:
-        lines: By what they are drawn against ("round", "clock" or "bytes"), one panel each.
+        lines: By what they are drawn against, a name of :data:`AXES`, one panel each.
         target: An accuracy (0-1) to mark with a line across; NaN for none.
         title: What stands above the first panel.
         names: The names of all lines, so that one has the same colour in every picture; those of the lines by default.
@@ -92,7 +103,7 @@ def save_runs(
     Args:
         folders: The runs' folders; by the name in the legend, where they are a mapping.
         path: The file to write.
-        against: "round", "clock" (simulated time) or "bytes" (sent, down and up).
+        against: "round", "clock" (simulated time), "bytes" (sent, down and up), "up" (what clients sent) or "epsilon".
         target: An accuracy (0-1) to mark.
 
     Returns:
@@ -126,12 +137,16 @@ def looks(names: Sequence[str]) -> list[dict[str, Any]]:
 def panel(axes: Axes, lines: Sequence[Line], against: str, target: float, styles: Sequence[Mapping[str, Any]]) -> None:
     """Draw curves, with their bands and diamonds where the target was reached, and name the axes."""
     most = max((x for line in lines for x in line.x), default=0.0)
-    length, unit = {"bytes": size_unit, "clock": time_unit}.get(against, lambda _: (1.0, ""))(most)
+    wide = against in COMPARED and _far_apart(lines)
+    units = {"bytes": size_unit, "up": size_unit, "clock": time_unit}
+    length, unit = (1.0, "") if wide else units.get(against, lambda _: (1.0, ""))(most)
     for line, look in zip(lines, styles, strict=True):
         x = [value / length for value in line.x]
         if line.low:
             axes.fill_between(x, line.low, line.high, color=look["color"], alpha=0.15, lw=0)
         plot(axes, list(zip(x, line.y, strict=True)), label=_label(line.name), **look)
+        if against in COMPARED and line.x:
+            axes.plot(x[-1], line.y[-1], "o", ms=7.5, color=look["color"], mec="white", zorder=4)
         if line.goal:
             axes.plot(line.goal[0] / length, line.goal[1], "D", ms=7, color=look["color"], mec="white", zorder=5)
     mark_target(axes, target)
@@ -140,13 +155,32 @@ def panel(axes: Axes, lines: Sequence[Line], against: str, target: float, styles
     percent_axis(axes.yaxis)
     if against == "round":
         whole_numbers(axes)
+    elif wide:
+        _powers(axes, size if against == "up" else "{:g}".format)
     elif most:
         axes.set_xlim(left=0)
 
 
+def _far_apart(lines: Sequence[Line]) -> bool:
+    """Return whether curves end so far from each other that the shorter ones would not be seen."""
+    ends = [line.x[-1] for line in lines if line.x]
+    return bool(ends) and min(ends) > 0 and max(ends) > _FAR * min(ends)
+
+
+def _powers(axes: Axes, write: Callable[[float], str]) -> None:
+    """Make the horizontal axis logarithmic, with a few numbers that are written out."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0), numticks=12))
+    axes.xaxis.set_major_formatter(lambda value, _: write(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
 def _label(name: str) -> str:
     """Shorten a name for the legend; Matplotlib would leave out one that begins with an underscore."""
-    short = shorten(name, 30)
+    short = shorten(name, 34)
     return f" {short}" if short.startswith("_") else short
 
 

@@ -12,6 +12,7 @@ from fedloom.events import number
 from fedloom.records import RoundRecord
 from fedloom.report import words
 from fedloom.report.comparison import Finding
+from fedloom.report.run_protected import protected
 from fedloom.report.run_reading import RunLog
 from fedloom.report.run_words import KIND_WORDS, client, listed, size
 
@@ -29,7 +30,7 @@ _SKEWED: Final = ("labels", "shards", "dirichlet")
 def explain(run: RunLog) -> list[Finding]:
     """Say what the log of a run shows; the most serious comes first."""
     told = [*_unfinished(run), *_broken(run), *_learning(run), *_target(run), *_clients(run), *_failures(run)]
-    told += [*_spread(run), *_time(run), *_log(run)]
+    told += [*protected(run), *_spread(run), *_time(run), *_log(run)]
     return sorted(told, key=lambda finding: ORDER.index(finding.level))
 
 

@@ -12,6 +12,7 @@ from fedloom.report import page, run_pictures, words
 from fedloom.report.drawing import svg
 from fedloom.report.run_findings import explain
 from fedloom.report.run_plan import plan_view
+from fedloom.report.run_privacy import privacy_tile, privacy_view
 from fedloom.report.run_reading import RunLog, read_run
 from fedloom.report.run_words import headline, size, title, value
 from fedloom.report.views import HTML
@@ -19,6 +20,7 @@ from fedloom.report.views import HTML
 _SECTIONS: Final = (
     ("findings", "What happened"),
     ("progress", "Accuracy and loss"),
+    ("privacy", "Privacy"),
     ("cost", "What it cost"),
     ("spread", "From client to client"),
     ("participation", "Who took part"),
@@ -51,10 +53,12 @@ def run_page(folder: str | Path) -> Path:
 def render_run(run: RunLog) -> str:
     """Return the page of a run as text, the same for the same run."""
     drawn, findings, plan, time = _pictures(run), explain(run), plan_view(run), _time(run)
+    private = privacy_view(run)
     tables = [(name, _settings(table)) for name, table in run.config.items()]
     present = {
         "findings": findings,
         **drawn,
+        "privacy": private,
         "time": time,
         "plan": plan,
         "numbers": run.rounds,
@@ -73,6 +77,8 @@ def render_run(run: RunLog) -> str:
             "pictures": drawn,
             "personal": bool(run.own),
             "clock": run.clock > 0,
+            "codec": run.codec,
+            "privacy": private,
             "time": time,
             "plan": plan,
             "rows": list(_rows(run, every)),
@@ -117,6 +123,8 @@ def _tiles(run: RunLog) -> list[dict[str, str]]:
     if run.traffic and run.traffic[-1]:
         down, up = sum(r.bytes_down for r in run.rounds), sum(r.bytes_up for r in run.rounds)
         tiles.append(_tile("aligned", "Sent", size(down + up), f"{size(down)} down, {size(up)} up"))
+    if (private := privacy_tile(run)) is not None:
+        tiles.append(_tile(**private))
     if run.clock:
         tiles.append(_tile("central", "Simulated time", words.duration(run.clock), "on the simulated network"))
     return tiles

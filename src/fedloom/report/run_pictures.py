@@ -11,7 +11,8 @@ import numpy as np
 from fedloom.report.drawing import style
 from fedloom.report.palette import KIND_COLOURS
 from fedloom.report.panels import figure_of, percent_axis, whole_numbers
-from fedloom.report.run_curves import finish, line_of, mark_target, name_lines, panel, plot
+from fedloom.report.run_curves import Line, finish, line_of, mark_target, name_lines, panel, plot
+from fedloom.report.run_protected import plain_uploads
 from fedloom.report.run_reading import RunLog, Spread
 
 if TYPE_CHECKING:
@@ -57,14 +58,29 @@ def progress(run: RunLog) -> Figure:
 
 
 def cost(run: RunLog) -> Figure:
-    """Draw the accuracy against the bytes sent and, where there is one, against the simulated clock."""
-    kinds = ["bytes", *(["clock"] if run.clock else [])]
+    """Draw the accuracy against the bytes sent, where there are codecs or a simulated clock against those, too."""
+    kinds = ["bytes", *(["up"] if run.codec else []), *(["clock"] if run.clock else [])]
+    titles = {"bytes": "what was sent", "up": "what came up", "clock": "simulated time"}
     with style():
-        figure, panels = figure_of(3.3, columns=len(kinds))
-        for axes, kind in zip([panels] if len(kinds) == 1 else panels, kinds, strict=True):
-            panel(axes, [line_of(run, kind)], kind, run.target, [{"color": KIND_COLOURS["global"]}])
-            axes.set_title("Accuracy against " + {"bytes": "what was sent", "clock": "simulated time"}[kind])
+        figure, panels = figure_of(3.5 if run.codec else 3.3, columns=len(kinds))
+        panels = [panels] if len(kinds) == 1 else list(panels)
+        for axes, kind in zip(panels, kinds, strict=True):
+            lines = [line_of(run, kind, "as it was")]
+            looks: list[dict[str, Any]] = [{"color": KIND_COLOURS["global"]}]
+            if kind == "up" and (plain := _plain(run)):
+                lines, looks = [*lines, plain], [*looks, {"color": KIND_COLOURS["member"], "ls": (0, (5, 2))}]
+            panel(axes, lines, kind, run.target, looks)
+            axes.set_title(f"Accuracy against {titles[kind]}")
+        if run.codec:
+            name_lines(figure, *panels)
     return figure
+
+
+def _plain(run: RunLog) -> Line | None:
+    """Return the curve that updates of float32 would have had; None where their number is not known."""
+    sums = dict(zip((r.round for r in run.rounds), plain_uploads(run), strict=False))
+    known = [(sums[r.round], r.accuracy) for r in run.evaluated if sums.get(r.round)]
+    return Line("had float32 updates been sent", [x for x, _ in known], [y for _, y in known]) if known else None
 
 
 def spread(run: RunLog) -> Figure:

@@ -50,6 +50,7 @@ class RunLog:
         spreads: How the clients fared, in order: with the global model, and where they have their own, with those.
         end: The event at the end; empty for a run that was cut off or still goes on.
         damaged: How many lines of the log could not be read.
+        privacy: The event that says what is promised; empty where nothing is hidden.
     """
 
     folder: Path
@@ -60,6 +61,7 @@ class RunLog:
     spreads: tuple[Spread, ...] = ()
     end: Mapping[str, Any] = field(default_factory=dict)
     damaged: int = 0
+    privacy: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, table: str, key: str, default: Any = None) -> Any:
         """Return one value of the configuration."""
@@ -117,6 +119,43 @@ class RunLog:
         return tuple(accumulate(r.bytes_down + r.bytes_up for r in self.rounds))
 
     @cached_property
+    def uploads(self) -> tuple[int, ...]:
+        """The bytes that clients sent until the end of each round; central training has none."""
+        if self.algorithm == "central":
+            return (0,) * len(self.rounds)
+        return tuple(accumulate(r.bytes_up for r in self.rounds))
+
+    @property
+    def codec(self) -> str:
+        """What makes bytes of updates; empty for plain float32."""
+        return self._codec("up")
+
+    @property
+    def codec_down(self) -> str:
+        """What makes bytes of models; empty for plain float32."""
+        return self._codec("down")
+
+    def _codec(self, way: str) -> str:
+        codec = str(self.setting("compression", way) or "none")
+        return "" if codec == "none" else codec
+
+    @cached_property
+    def spent(self) -> Mapping[int, float]:
+        """Epsilon by round, where it is known."""
+        found = {r.round: r.metrics.get("epsilon", math.nan) for r in self.rounds}
+        return {n: epsilon for n, epsilon in found.items() if math.isfinite(epsilon)}
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon after the last round; NaN where there is none."""
+        return next(reversed(tuple(self.spent.values())), math.nan)
+
+    @property
+    def void(self) -> bool:
+        """Whether the noise can be repeated, so that epsilon promises nothing."""
+        return self.privacy.get("void") is True
+
+    @cached_property
     def at_home(self) -> tuple[Spread, ...]:
         """How the global model does on the samples that the clients kept apart."""
         return tuple(s for s in self.spreads if not s.personal)
@@ -147,11 +186,14 @@ class RunLog:
         """Return the accuracy of the global model against something that grows.
 
         Args:
-            x: "round", "clock" (simulated seconds) or "bytes" (down and up).
+            x: "round", "clock" (simulated seconds), "bytes" (down and up), "up" (bytes of clients alone) or "epsilon".
         """
-        if x == "bytes":
-            traffic = dict(zip((r.round for r in self.rounds), self.traffic, strict=True))
+        if x in ("bytes", "up"):
+            sums = self.traffic if x == "bytes" else self.uploads
+            traffic = dict(zip((r.round for r in self.rounds), sums, strict=True))
             return [(float(traffic[r.round]), r.accuracy) for r in self.evaluated]
+        if x == "epsilon":
+            return [(self.spent[r.round], r.accuracy) for r in self.evaluated if r.round in self.spent]
         return [(r.clock if x == "clock" else float(r.round), r.accuracy) for r in self.evaluated]
 
     def curve(self, x: str) -> list[tuple[float, float]]:
@@ -161,7 +203,8 @@ class RunLog:
         """
         if self.alone:
             return [(float(s.round), s.mean) for s in self.own] if x == "round" else []
-        grows = {"round": True, "clock": self.clock > 0, "bytes": bool(self.traffic and self.traffic[-1])}
+        sent, up = (bool(sums and sums[-1]) for sums in (self.traffic, self.uploads))
+        grows = {"round": True, "clock": self.clock > 0, "bytes": sent, "up": up, "epsilon": bool(self.spent)}
         return self.along(x) if grows[x] else []
 
     def failed(self) -> dict[str, dict[str, list[int]]]:
@@ -194,6 +237,7 @@ def read_run(folder: str | Path) -> RunLog:
         tuple(spreads[key] for key in sorted(spreads)),
         last["end"] if over else {},
         log.damaged,
+        last.get("privacy", {}),
     )
 
 

@@ -89,11 +89,18 @@ def title(run: RunLog) -> str:
     return f"{run.algorithm} on {words.shorten(str(source), 60)}" if source else run.algorithm
 
 
+def epsilon(run: RunLog) -> str:
+    """Write the epsilon of a run; one that promises nothing says so."""
+    if not math.isfinite(run.epsilon):
+        return words.DASH
+    return f"{run.epsilon:.3g}{', void' if run.void else ''}"
+
+
 def headline(run: RunLog) -> str:
     """Say in two or three sentences what a run came to."""
     if not run.rounds:
         return "No round is over yet."
-    said = [_reached(run), _target(run), _spent(run)]
+    said = [_reached(run), _target(run), _spent(run), _hidden(run)]
     return " ".join(sentence for sentence in said if sentence)
 
 
@@ -123,3 +130,12 @@ def _spent(run: RunLog) -> str:
     parts += [f"sent {size(run.traffic[-1])}"] if run.traffic and run.traffic[-1] else []
     parts += [f"would have lasted {words.duration(run.clock)} on the simulated network"] if run.clock else []
     return f"It {listed(parts)}." if parts else ""
+
+
+def _hidden(run: RunLog) -> str:
+    if not math.isfinite(run.epsilon):
+        return ""
+    unit = run.privacy.get("unit", "client")
+    if run.void:
+        return f"It hides no {unit}: its noise can be repeated, which makes the epsilon of {run.epsilon:.3g} void."
+    return f"It hides every {unit} with an epsilon of {run.epsilon:.3g}."

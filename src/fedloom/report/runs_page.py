@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from fedloom.files import write_text
 from fedloom.report import page, run_curves, runs_view, words
 from fedloom.report.comparison import Finding
 from fedloom.report.drawing import svg
+from fedloom.report.run_curves import Line
 from fedloom.report.run_findings import explain
 from fedloom.report.run_reading import RunLog, read_run
 
@@ -20,6 +21,7 @@ RUNS: Final = "runs.html"
 _SECTIONS: Final = (
     ("table", "All runs"),
     ("curves", "Round by round"),
+    ("tradeoff", "The trade-off"),
     ("cost", "What it cost"),
     ("findings", "What happened"),
     ("differences", "What differs"),
@@ -71,6 +73,7 @@ def render_runs(runs: Sequence[RunLog], *, target: float | None = None) -> str:
             "table": runs_view.table(runs, named, goal),
             "own": any(run.own for run in runs),
             "pictures": drawn,
+            "void": any(run.void for run in runs),
             "differences": different,
         },
     )
@@ -85,7 +88,7 @@ def curve_pictures(runs: Sequence[RunLog], named: Sequence[str], target: float) 
         for kind in run_curves.AXES
     }
     lines = {kind: [line for line in drawn if line.x] for kind, drawn in lines.items()}
-    drawn: dict[str, Any] = {"curves": None, "cost": None}
+    drawn: dict[str, Any] = {"curves": None, "tradeoff": tradeoff(runs, lines, named, target), "cost": None}
     if lines["round"]:
         figure = run_curves.curves({"round": lines["round"]}, target, names=named)
         drawn["curves"] = Markup(svg(figure, "Accuracy over the rounds"))
@@ -94,6 +97,25 @@ def curve_pictures(runs: Sequence[RunLog], named: Sequence[str], target: float) 
         label = "Accuracy against bytes sent and simulated time"
         drawn["cost"] = Markup(svg(run_curves.curves(costs, target, names=named), label))
     return drawn
+
+
+def tradeoff(runs: Sequence[RunLog], lines: Mapping[str, Sequence[Line]], named: Sequence[str], target: float) -> Any:
+    """Draw what less of something costs in accuracy: bytes where there are codecs, epsilon where there is one; or None.
+
+    Args:
+        runs: The runs.
+        lines: Their curves, by what they are drawn against.
+        named: The names of all lines, for their colours.
+        target: An accuracy (0-1) to mark; NaN for none.
+    """
+    from markupsafe import Markup
+
+    wanted = {"up": any(run.codec for run in runs), "epsilon": any(run.spent for run in runs)}
+    shown = {kind: lines[kind] for kind, asked in wanted.items() if asked and lines[kind]}
+    if not shown:
+        return None
+    label = "Accuracy against bytes that clients sent, and against epsilon"
+    return Markup(svg(run_curves.curves(shown, target, names=named), label))
 
 
 def _findings(runs: Sequence[RunLog], named: Sequence[str]) -> list[Finding]:

@@ -31,12 +31,14 @@ class _Column:
         of: The figure of a run; NaN where it has none.
         text: How a figure is written.
         sign: 1 where more is better, -1 where less is, 0 where neither.
+        more: What stands behind the figure of a run.
     """
 
     title: str
     of: Callable[[RunLog], float]
     text: Callable[[float], str]
     sign: int
+    more: Callable[[RunLog], str] = lambda _: ""
 
 
 def names(runs: Sequence[RunLog]) -> list[str]:
@@ -63,7 +65,8 @@ def score(run: RunLog) -> float:
 
 def table(runs: Sequence[RunLog], named: Sequence[str], target: float) -> dict[str, Any]:
     """Return the headings and the rows, best first; a column in which no run has a figure is left out."""
-    columns = [c for c in _columns(target) if any(math.isfinite(c.of(run)) for run in runs)]
+    packed = any(run.codec for run in runs)
+    columns = [c for c in _columns(target, packed=packed) if any(math.isfinite(c.of(run)) for run in runs)]
     best = {c.title: _best(c, runs) for c in columns}
     order = sorted(range(len(runs)), key=lambda i: (not math.isfinite(score(runs[i])), -_known(score(runs[i]))))
     rows = []
@@ -72,7 +75,8 @@ def table(runs: Sequence[RunLog], named: Sequence[str], target: float) -> dict[s
         kind, role = ROLES.get(run.algorithm, ("method", "" if named[i] == run.algorithm else run.algorithm))
         rival = run.algorithm not in ROLES
         cells = [
-            {"text": words.unbroken(c.text(c.of(run))), "best": rival and c.of(run) == best[c.title]} for c in columns
+            {"text": words.unbroken(c.text(c.of(run)) + c.more(run)), "best": rival and c.of(run) == best[c.title]}
+            for c in columns
         ]
         rows.append({"name": named[i], "kind": kind, "role": role, "cells": cells})
     return {"headings": [c.title for c in columns], "rows": rows}
@@ -101,8 +105,9 @@ def sent_until(run: RunLog, target: float) -> float:
     return math.nan if found is None else float(run.traffic[run.rounds.index(found)]) or math.nan
 
 
-def _columns(target: float) -> list[_Column]:
+def _columns(target: float, *, packed: bool) -> list[_Column]:
     goal = words.percent(target)
+    up = [_Column("of that, up", lambda r: float(r.uploads[-1]) or math.nan if r.uploads else math.nan, size, 0)]
     return [
         _Column("accuracy at the end", lambda r: math.nan if r.alone or not r.final else r.final.accuracy, _share, 1),
         _Column("best accuracy", lambda r: math.nan if r.alone or not r.best else r.best.accuracy, _share, 1),
@@ -110,11 +115,13 @@ def _columns(target: float) -> list[_Column]:
         _Column("worst tenth", lambda r: _last(r.at_home, "worst", unless=r.alone), _share, 1),
         _Column("clients' data, own models", lambda r: _last(r.own, "mean"), _share, 1),
         _Column("worst tenth, own models", lambda r: _last(r.own, "worst"), _share, 1),
+        _Column("epsilon", lambda r: r.epsilon, _number, 0, lambda r: ", void" if r.void else ""),
         _Column(f"rounds to {goal}", lambda r: _round_to(r, target), _plain, -1),
         _Column(f"sent until {goal}", lambda r: sent_until(r, target), size, -1),
         _Column(f"simulated time until {goal}", lambda r: _clock_to(r, target), words.duration, -1),
         _Column("rounds", lambda r: float(len(r.rounds)), _plain, 0),
         _Column("sent", lambda r: float(r.traffic[-1]) or math.nan if r.traffic else math.nan, size, 0),
+        *(up if packed else []),
         _Column("simulated time", lambda r: r.clock or math.nan, words.duration, 0),
         _Column("time on this machine", lambda r: r.seconds or math.nan, words.duration, 0),
     ]
@@ -125,6 +132,10 @@ def _best(column: _Column, runs: Sequence[RunLog]) -> float:
     rivals = [run for run in runs if run.algorithm not in ROLES]
     found = [v for run in rivals if math.isfinite(v := column.of(run))]
     return max(found, key=lambda v: v * column.sign) if column.sign and len(found) > 1 else math.nan
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else words.DASH
 
 
 def _share(share: float) -> str:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Final
 
 from fedloom.files import write_text
-from fedloom.report import page, run_curves, words
+from fedloom.report import page, words
 from fedloom.report.comparison import Finding
-from fedloom.report.drawing import svg
-from fedloom.report.run_curves import Line
 from fedloom.report.run_findings import LITTLE, ORDER
-from fedloom.report.run_reading import RunLog
-from fedloom.report.run_words import listed
-from fedloom.report.runs_view import ROLES, target_of
+from fedloom.report.run_words import listed, size
+from fedloom.report.runs_view import ROLES
+from fedloom.report.sweep_curves import curve_picture, tradeoff_picture
 from fedloom.report.sweep_reading import Cell, Estimate, SweepResult, read_sweep
 from fedloom.report.views import HTML
 
@@ -25,7 +22,12 @@ _FIGURES: Final = (
     ("rounds_to_target", "Rounds to the target", -1),
     ("clients_mean", "Clients: mean accuracy on their own data", 1),
     ("clients_worst", "Clients: the worst tenth", 1),
+    ("epsilon", "Epsilon", 0),
+    ("bytes_up", "Sent up by the clients", 0),
 )
+NEAR: Final = 0.01
+FEWER: Final = 1.5
+_COSTS: Final = ("epsilon", "bytes_up")
 _OF_GLOBAL: Final = ("final_accuracy", "best_accuracy", "rounds_to_target")
 
 
@@ -47,9 +49,11 @@ def sweep_page(folder: str | Path) -> Path:
 def render_sweep(sweep: SweepResult) -> str:
     """Return the page of a sweep as text."""
     tables = [t for figure, title, sign in _FIGURES if (t := _table(sweep, figure, title, sign))]
-    drawn = [(i, skew, picture) for i, skew in enumerate(sweep.skews) if (picture := _picture(sweep, skew))]
+    drawn = [(i, skew, picture) for i, skew in enumerate(sweep.skews) if (picture := curve_picture(sweep, skew))]
+    tradeoffs = [(i, skew, picture) for i, skew in enumerate(sweep.skews) if (picture := tradeoff_picture(sweep, skew))]
     told = _findings(sweep)
     sections = [("tables", "Means over seeds")] if tables else []
+    sections += [(f"tradeoff-{i}", f"Trade-off{f': {skew}' if skew else ''}") for i, skew, _ in tradeoffs]
     sections += [(f"curves-{i}", skew or "Curves") for i, skew, _ in drawn]
     sections += [("findings", "What happened")] if told else []
     logs = [log for cell in sweep.cells for log in cell.logs]
@@ -67,6 +71,8 @@ def render_sweep(sweep: SweepResult) -> str:
             "findings": told,
             "tables": _one_table(sweep, tables),
             "drawn": drawn,
+            "tradeoffs": tradeoffs,
+            "void": any(log.void for log in logs),
         },
     )
 
@@ -80,7 +86,9 @@ def _table(sweep: SweepResult, figure: str, title: str, sign: int) -> dict[str, 
     """Return one figure of all cells: a row per method, a column per division; None when no run has it."""
     if not any(_figure(cell, figure).n for cell in sweep.cells):
         return None
-    best = {skew: _best(sweep, skew, figure, sign) for skew in sweep.skews}
+    if figure == "bytes_up" and not any(log.codec for cell in sweep.cells for log in cell.logs):
+        return None
+    best = {skew: _best(sweep, skew, figure, sign) if sign else None for skew in sweep.skews}
     rows = []
     for method in sweep.methods:
         cells = []
@@ -108,6 +116,8 @@ def _figure(cell: Cell, figure: str) -> Estimate:
     nothing = Estimate(math.nan, math.nan, math.nan, 0)
     if cell.algorithm == "local-only" and figure in _OF_GLOBAL:
         return nothing
+    if cell.algorithm in ROLES and figure == "bytes_up":
+        return nothing
     return cell.figures.get(figure, nothing)
 
 
@@ -124,12 +134,9 @@ def _best(sweep: SweepResult, skew: str, figure: str, sign: int) -> Cell | None:
 def _cell_view(cell: Cell, figure: str, best: Cell | None) -> dict[str, str]:
     found = _figure(cell, figure)
     rounds = figure == "rounds_to_target"
-    text = words.DASH
-    if math.isfinite(found.mean):
-        text = f"{found.mean:.0f}" if rounds else words.percent(found.mean, 2)
-    half = ""
-    if math.isfinite(found.half):
-        half = f"± {found.half:.1f}" if rounds else f"± {100 * found.half:.2f}"
+    text, half = _written(figure, found)
+    if figure == "epsilon" and found.n and any(log.void for log in cell.logs):
+        text += ", void"
     alone = cell.algorithm == "local-only"
     few = f"{found.n} of {cell.runs} runs" if 0 < found.n < cell.runs or (rounds and not found.n and not alone) else ""
     mark = ""
@@ -140,45 +147,20 @@ def _cell_view(cell: Cell, figure: str, best: Cell | None) -> dict[str, str]:
     return {"text": words.unbroken(text), "pm": " ".join(part for part in (half, few) if part), "mark": mark}
 
 
+def _written(figure: str, found: Estimate) -> tuple[str, str]:
+    """Write a mean, and half of its interval where the figure is one of chance."""
+    if not math.isfinite(found.mean):
+        return words.DASH, ""
+    if figure in _COSTS:
+        return size(found.mean) if figure == "bytes_up" else f"{found.mean:.3g}", ""
+    rounds, sure = figure == "rounds_to_target", math.isfinite(found.half)
+    if rounds:
+        return f"{found.mean:.0f}", f"± {found.half:.1f}" if sure else ""
+    return words.percent(found.mean, 2), f"± {100 * found.half:.2f}" if sure else ""
+
+
 def _overlap(one: Estimate, other: Estimate) -> bool:
     return one.low <= other.high and other.low <= one.high
-
-
-def _picture(sweep: SweepResult, skew: str) -> Any:
-    """Draw the curves of one division of the data: against rounds, and against bytes where any were sent."""
-    from markupsafe import Markup
-
-    cells = [cell for cell in sweep.cells if cell.skew == skew and cell.logs]
-    lines = {kind: [_line(cell, kind) for cell in cells] for kind in ("round", "bytes")}
-    lines = {kind: [line for line in drawn if line.x] for kind, drawn in lines.items()}
-    if not lines["round"]:
-        return None
-    target = target_of([log for cell in cells for log in cell.logs])
-    figure = run_curves.curves(lines, target, names=sweep.methods)
-    return Markup(svg(figure, f"Accuracy of every method, {skew or 'mean over seeds'}"))
-
-
-def _line(cell: Cell, against: str) -> Line:
-    """Return the mean curve over seeds, with the lowest and the highest of them as its band."""
-    curves = [dict(zip(_rounds(log), log.curve(against), strict=False)) for log in cell.logs]
-    curves = [curve for curve in curves if curve]
-    if not curves:
-        return Line(cell.method, (), ())
-    common = sorted(set.intersection(*(set(curve) for curve in curves)))
-    at = [[curve[n] for curve in curves] for n in common]
-    ys = [[y for _, y in points] for points in at]
-    several = len(curves) > 1
-    return Line(
-        cell.method,
-        [fmean(x for x, _ in points) for points in at],
-        [fmean(y) for y in ys],
-        [min(y) for y in ys] if several else (),
-        [max(y) for y in ys] if several else (),
-    )
-
-
-def _rounds(log: RunLog) -> list[int]:
-    return [s.round for s in log.own] if log.alone else [r.round for r in log.evaluated]
 
 
 def _lead(sweep: SweepResult) -> str:
@@ -205,6 +187,7 @@ def _findings(sweep: SweepResult) -> list[Finding]:
     for skew in sweep.skews:
         found += _weak(sweep, skew)
         found += _close(sweep, skew)
+        found += _cheaper(sweep, skew)
     if sweep.done < sweep.planned:
         text = "The same command again goes on with the runs that are missing; those that are over are not run again."
         found.append(Finding("warning", f"{sweep.done} of {sweep.planned} runs are over", text))
@@ -251,3 +234,25 @@ def _close(sweep: SweepResult, skew: str) -> list[Finding]:
         "seeds none of them can be called the better one. More seeds make the intervals narrower."
     )
     return [Finding("info", f"No clear winner{where}", text)]
+
+
+def _cheaper(sweep: SweepResult, skew: str) -> list[Finding]:
+    """Name the method that comes near to the best with far fewer bytes, where codecs are compared."""
+    best = _best(sweep, skew, "final_accuracy", 1)
+    if best is None or not any(log.codec for cell in sweep.cells for log in cell.logs):
+        return []
+    top, most = _figure(best, "final_accuracy").mean, _figure(best, "bytes_up").mean
+    rivals = [c for c in sweep.cells if c.skew == skew and c.algorithm not in ROLES and c is not best]
+    near = [c for c in rivals if _figure(c, "final_accuracy").mean >= top - NEAR and _figure(c, "bytes_up").mean > 0]
+    least = min(near, key=lambda c: _figure(c, "bytes_up").mean, default=None)
+    if least is None or not most > FEWER * _figure(least, "bytes_up").mean:
+        return []
+    sent, reached = _figure(least, "bytes_up").mean, _figure(least, "final_accuracy").mean
+    text = (
+        f"Its clients sent {size(sent)}, those of {best.method} {size(most)}; the accuracy at the end is "
+        f"{words.percent(reached, 2)} against {words.percent(top, 2)}."
+    )
+    where = f" with {skew}" if skew else ""
+    return [
+        Finding("good", f"{least.method} does nearly as well with {most / sent:.3g} times fewer bytes up{where}", text)
+    ]

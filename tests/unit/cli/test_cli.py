@@ -13,6 +13,8 @@ from command_line import COMMAND, run
 
 from fedloom import __version__
 from fedloom.cli.app import app
+from fedloom.compress import CODECS
+from fedloom.config.tables import MECHANISMS
 from fedloom.merging import METHODS
 from fedloom.models import io
 from fedloom.models.zoo import TITLES
@@ -134,7 +136,16 @@ def test_folders_with_brackets_are_printed_as_they_are(empty, capsys):
     assert "[red]team[3]/client-1/client-1.keras" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("what", "names"), [("methods", METHODS), ("schemes", SCHEMES), ("models", TITLES)])
+@pytest.mark.parametrize(
+    ("what", "names"),
+    [
+        ("methods", METHODS),
+        ("schemes", SCHEMES),
+        ("models", TITLES),
+        ("codecs", CODECS.keys() - {"int"}),
+        ("privacy", set(MECHANISMS) - {"none"}),
+    ],
+)
 def test_lists_hold_every_name(what, names, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run("list", what) == 0

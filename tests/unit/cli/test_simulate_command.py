@@ -79,7 +79,15 @@ def test_a_missing_file_and_a_grid_are_refused(empty, refuse):
 
 
 @pytest.mark.parametrize(
-    ("what", "word"), [("algorithms", "scaffold"), ("attacks", "sign-flip"), ("networks", "mobile"), ("plans", "vmap")]
+    ("what", "word"),
+    [
+        ("algorithms", "scaffold"),
+        ("attacks", "sign-flip"),
+        ("networks", "mobile"),
+        ("plans", "vmap"),
+        ("codecs", "int1 ... int8"),
+        ("privacy", "skellam"),
+    ],
 )
 def test_the_catalogue_knows_the_names(what, word, capsys):
     assert run("list", what) == 0

@@ -63,10 +63,39 @@ def end_event(seconds=3.0):
     return {"event": "end", "seconds": seconds, "stopped": "rounds"}
 
 
-def write_run(folder, events, *, algorithm="fedavg", target=0.9, scheme="iid", source="digits", rounds=10, seed=0):
-    """Write a run's folder, and return it."""
+def promise_event(**more):
+    """Return the event that says what is promised."""
+    return {
+        "event": "privacy",
+        "mechanism": "central",
+        "unit": "client",
+        "clip": 0.5,
+        "clip_quantile": None,
+        "multiplier": 1.0,
+        "delta": 1e-5,
+        "accountant": "rdp",
+        "epsilon": 4.0,
+        "trust": "the server sees single updates",
+        "secure_aggregation": "off",
+        "void": False,
+        "warnings": [],
+    } | more
+
+
+def private(n=10, epsilon=4.0, **more):
+    """Return the events of a run that spends ``epsilon`` evenly over its rounds, as promised."""
+    start, plan, *rounds, end = rising(n)
+    spent = [r | {"metrics": {"epsilon": epsilon * i / n, "noise": 0.05}} for i, r in enumerate(rounds, 1)]
+    return [promise_event(**{"epsilon": epsilon} | more), start | {"clients": 20}, plan, *spent, end]
+
+
+def write_run(
+    folder, events, *, algorithm="fedavg", target=0.9, scheme="iid", source="digits", rounds=10, seed=0, more=""
+):
+    """Write a run's folder, and return it; ``more`` stands at the end of its configuration."""
     folder.mkdir(parents=True, exist_ok=True)
     text = CONFIG.format(algorithm=algorithm, target=target, scheme=scheme, source=source, rounds=rounds, seed=seed)
+    text += more
     (folder / "config.toml").write_text(text, encoding="utf-8")
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (folder / "events.jsonl").write_text(lines, encoding="utf-8")
