@@ -52,6 +52,20 @@ def test_simulate_algorithms(tmp_path):
     assert (tmp_path / "runs" / "slow" / "report.html").is_file()
 
 
+def test_private_and_compressed(tmp_path):
+    done = run("private_and_compressed.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {
+        line.split()[0]: (float(line.split()[1].rstrip("%")), float(line.split()[2]))
+        for line in done.stdout.splitlines()
+    }
+    assert abs(rows["secure-sums"][0] - rows["plain"][0]) < 0.5
+    assert abs(rows["4-bits"][0] - rows["plain"][0]) < 3
+    assert rows["largest-1-percent"][1] < rows["plain"][1] / 100
+    assert rows["hidden-clients"][0] > 60
+    assert done.stdout.count("epsilon") == 2
+
+
 def test_merge_keras_files(tmp_path):
     done = run("merge_keras_files.py", *FILES, "global.keras", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
