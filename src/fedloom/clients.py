@@ -63,6 +63,16 @@ class Population:
         return Shard(name(client), pool.x.index_select(0, index), pool.y.index_select(0, index), pool.divisor)
 
 
+def registered(sizes: Sequence[int], like: Shard) -> Population:
+    """Return a population whose samples are elsewhere: only how many there are is known here.
+
+    Args:
+        sizes: Per client, how many samples it trains on.
+        like: Any samples, such as none, of the shape that the clients' have.
+    """
+    return Population(like, [np.broadcast_to(np.int64(0), (size,)) for size in sizes])
+
+
 def name(client: int) -> str:
     """Return what messages and files call a client.
 
@@ -184,4 +194,5 @@ class ClientSide:
             settled.extra,
             settled.bytes,
             settled.kept,
+            settled.data,
         )

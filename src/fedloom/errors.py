@@ -8,7 +8,8 @@
     ├── MergeError             5   a rule that cannot be applied to these models
     ├── TrainingError          6   training that diverged
     ├── StorageError           7   no space, no permission, a file that changed under our hands
-    └── MissingDependency      8   an optional package that this call needs
+    ├── MissingDependency      8   an optional package that this call needs
+    └── NetworkError           9   a server that cannot be reached, or that refuses
 
 The message is one line: what was found, where, and what to do. ``context`` carries the same facts as data
 (``file``, ``client``, ``round``, ``array``, ``expected``, ``found``).
@@ -93,6 +94,12 @@ class MissingDependency(FedloomError):  # noqa: N818 - what is missing is not an
             reading a Parquet file needs pyarrow: pip install 'fedloom[parquet]'
         """
         return cls(f"{purpose} needs {package}: pip install 'fedloom[{extra}]'", package=package, extra=extra)
+
+
+class NetworkError(FedloomError):
+    """A server that cannot be reached, or that refuses."""
+
+    exit_code = 9
 
 
 def check_known(what: str, names: Iterable[str], known: Collection[str]) -> None:

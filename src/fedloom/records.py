@@ -62,6 +62,7 @@ class ClientUpdate:
         bytes_up: The size of what was really sent, in bytes.
         kept: What the client keeps for its next turn; None where nothing new. In a simulation it travels back with the
             update and is stored when the round is over; over a network it stays with the client.
+        data: The bytes of a codec that stand for ``delta``, for a network; empty where there are none.
     """
 
     client: str
@@ -72,6 +73,7 @@ class ClientUpdate:
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     bytes_up: int = 0
     kept: Mapping[str, torch.Tensor] | None = None
+    data: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ FLOORS = [
         *("merging", "align", "algorithms", "attacks", "sampling", "network", "schedule"),
         *("clients", "engines", "store", "checkpoint", "config", "rounds"),
     },
-    {"offline", "simulation", "report", "leakage"},
+    {"offline", "simulation", "report", "leakage", "deploy"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

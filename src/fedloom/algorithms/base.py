@@ -49,12 +49,14 @@ class Broadcast:
         extra: Further vectors, such as SCAFFOLD's control variate.
         unsent: How many of the vector's numbers need not be sent, because clients never read them.
         encoded: The bytes that the vector was sent as; None where its numbers are sent as they are.
+        data: Those bytes themselves, for a network; empty where there are none.
     """
 
     vector: Tensor
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     unsent: int = 0
     encoded: int | None = None
+    data: bytes = b""
 
     @property
     def bytes(self) -> int:
@@ -98,6 +100,7 @@ class Settled:
         weight: Its weight in an average; None for the number of its samples, or 1 where the run draws clients by it.
         unsent: How many of delta's numbers are always zero, and need not be sent.
         encoded: The bytes that delta was sent as; None where its numbers are sent as they are.
+        data: Those bytes themselves, for a network; empty where there are none.
     """
 
     delta: Tensor
@@ -106,6 +109,7 @@ class Settled:
     weight: float | None = None
     unsent: int = 0
     encoded: int | None = None
+    data: bytes = b""
 
     @property
     def bytes(self) -> int:

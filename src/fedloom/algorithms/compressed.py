@@ -64,7 +64,7 @@ def _upward(algorithm: Algorithm, codec: Codec, feedback: bool) -> Algorithm:
         sent = codec.decode(data, size=due.numel()).to(due.device)
         before = visit.kept if settled.kept is None else settled.kept
         kept = {**(before or {}), RESIDUAL: due - sent} if feedback else settled.kept
-        return replace(settled, delta=_put(sent, shared, settled.delta), kept=kept, encoded=len(data))
+        return replace(settled, delta=_put(sent, shared, settled.delta), kept=kept, encoded=len(data), data=data)
 
     def personal(sent: Broadcast, kept: Kept | None) -> Tensor:
         assert algorithm.personal is not None
@@ -101,7 +101,7 @@ def _downward(algorithm: Algorithm, codec: Codec, seed: int) -> Algorithm:
         sent = algorithm.broadcast(_rest(state))
         data = codec.encode(sent.vector.cpu(), stream(seed, "compress", int(state[SENT])))
         vector = codec.decode(data, size=sent.vector.numel()).to(sent.vector.device)
-        return replace(sent, vector=vector, encoded=len(data))
+        return replace(sent, vector=vector, encoded=len(data), data=data)
 
     def reduce(state: State, updates: Iterable[ClientUpdate]) -> tuple[State, Mapping[str, float]]:
         after, logged = algorithm.reduce(_rest(state), updates)

@@ -24,7 +24,7 @@ from fedloom.simulation import evaluation, guarantee
 from fedloom.simulation.folder import Folder
 from fedloom.simulation.keeping import Keeper
 from fedloom.simulation.live import live
-from fedloom.simulation.planning import plan_of, threads
+from fedloom.simulation.planning import plan_of, plan_untried, threads
 from fedloom.simulation.run import Run
 from fedloom.simulation.setup import Setup
 from fedloom.simulation.stopping import stopping
@@ -53,9 +53,11 @@ class Course:
     Args:
         setup: Its parts.
         opened: Its folder.
+        remote: Where clients train, if that is elsewhere; it is closed when the run is over.
     """
 
-    def __init__(self, setup: Setup, opened: Folder) -> None:
+    def __init__(self, setup: Setup, opened: Folder, remote: Engine | None = None) -> None:
+        self._remote = remote
         self._setup, self._config, self._folder = setup, setup.config, opened
         self._records: list[RoundRecord] = []
         self._clients: list[Mapping[str, Any]] = []
@@ -163,9 +165,11 @@ class Course:
         for row in rows:
             if row["event"] == "plan":
                 return row
-        return plan_of(self._setup, snapshot, progress)
+        return plan_of(self._setup, snapshot, progress) if self._remote is None else plan_untried(self._config)
 
     def _engine(self, plan: str) -> Engine:
+        if self._remote is not None:
+            return self._remote
         run, people, count = self._config.run, self._setup.population, threads(self._config)
         if run.engine == "workers":
             from fedloom.engines.workers import Workers

@@ -23,11 +23,11 @@ MOST = 1000
 
 
 def on_test_set(setup: Setup) -> Callable[[int, State], Counts | None]:
-    """Return what evaluates the global model: every so many rounds, and in the last one."""
+    """Return what evaluates the global model: every so many rounds, and in the last one; never without a test set."""
     every, last = setup.config.evaluation.every, setup.config.run.rounds
 
     def counts(number: int, state: State) -> Counts | None:
-        if number % every and number != last:
+        if not len(setup.test) or (number % every and number != last):
             return None
         return evaluate(setup.model.load(state["model"]), setup.test)
 

@@ -56,6 +56,15 @@ def plan_of(setup: Setup, snapshot: Snapshot, progress: bool) -> dict[str, Any]:
     }
 
 
+def plan_untried(config: Config) -> dict[str, Any]:
+    """Return the plan of a run whose clients train elsewhere, each by itself: what is left open is the plain loop's."""
+    plan, precision = config.run.plan, config.training.precision
+    return {
+        "chosen": "loop" if plan == "auto" else plan,
+        "precision": "float32" if precision == "auto" else precision,
+    }
+
+
 def threads(config: Config) -> int | None:
     """Return how many threads train a client: one in each of several workers; None for as many as there are."""
     return config.run.threads or (None if config.run.engine == "here" else 1)

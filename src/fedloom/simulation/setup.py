@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedloom.algorithms import Algorithm, Setting, Visit
 from fedloom.algorithms.batchnorm import recalibration
 from fedloom.algorithms.protection import EXAMPLES, Protection
 from fedloom.attacks import Attackers, attackers
-from fedloom.clients import ClientSide, Population
+from fedloom.clients import ClientSide, Population, registered
 from fedloom.config import Config, refuse
 from fedloom.config.conflicts import network_of
 from fedloom.data import load_pair
@@ -192,7 +192,7 @@ def prepare(config: Config, source: str | Dataset, data_dir: str | Path | None =
     if people is not None:
         _tried(lambda: _check_cohort(config, len(people.parts)), wrong)
     free = _tried(lambda: _unlabelled(config, data_dir), wrong)
-    local = LocalConfig(**{f.name: getattr(config.training, f.name) for f in fields(LocalConfig)})
+    local = _local(config)
     made = None
     if model is not None and people is not None and (free is not None or not config.data.unlabelled):
         setting = Setting(model, local, len(people.parts), run.seed, free)
@@ -207,6 +207,42 @@ def prepare(config: Config, source: str | Dataset, data_dir: str | Path | None =
         population = populations.pooled(population)
     tested = Shard.of(test, model, "the test set", where)
     return Setup(config, train, tested, model.to(where), population, made, local, free, bad).protected()
+
+
+def prepare_remote(
+    config: Config, model: Model, data: Dataset, test: Dataset | None, sizes: Sequence[int], free: Dataset | None = None
+) -> Setup:
+    """Make the parts of a run whose clients, and their samples, are elsewhere.
+
+    Args:
+        config: What was asked for.
+        model: The model with its start weights.
+        data: What is known of the clients' samples; its inputs are not looked at.
+        test: What the server evaluates on; None where it has nothing: no round is evaluated then.
+        sizes: Per client, how many samples it trains on.
+        free: The server's own inputs without labels.
+
+    Raises:
+        UsageError: Parts that do not fit each other.
+        DataError: The test set does not fit the model.
+    """
+    where = device(config.run.device or None)
+    _check_cohort(config, len(sizes))
+    local = _local(config)
+    setting = Setting(model, local, len(sizes), config.run.seed, free)
+    made = algorithms.make(config.algorithm.name, setting, _options(config))
+    tested = _nothing(model, where) if test is None else Shard.of(test, model, "the test set", where)
+    population = registered(sizes, _nothing(model, where))
+    return Setup(config, data, tested, model.to(where), population, made, local, free, None).protected()
+
+
+def _nothing(model: Model, where: torch.device) -> Shard:
+    """Return no samples at all."""
+    return Shard("", torch.zeros((0, *model.input_shape)).to(where), torch.zeros(0, dtype=torch.int64).to(where), 1.0)
+
+
+def _local(config: Config) -> LocalConfig:
+    return LocalConfig(**{f.name: getattr(config.training, f.name) for f in fields(LocalConfig)})
 
 
 def _model(config: Config, train: Dataset) -> Model:

@@ -1,0 +1,117 @@
+"""The commands of a federation over the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fedloom.cli import options, show
+from fedloom.cli.options import PATH
+from fedloom.cli.simulation import settings_of
+from fedloom.errors import UsageError
+
+_SET = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the algorithm (mu=0.1), or any key with its table (run.rounds=5).",
+)
+INTERRUPTED = 130
+
+
+@click.command(short_help="Coordinate a federation over the network.")
+@click.argument("what", metavar="EXP.TOML|FOLDER")
+@click.option("--listen", default="127.0.0.1:8443", show_default=True, help="Address and port; 0.0.0.0:8443 for all.")
+@click.option("--address", default="", help="What clients call this machine. [its address in the network]")
+@click.option("--clients", metavar="N", help="The number of clients, in place of the file's.")
+@click.option("--out", type=PATH, help="The folder of the run. [runs/NAME-served-N]")
+@click.option(
+    "--test", metavar="DATA", help="What to evaluate on; 'none' for nothing. [the test set of the file's data]"
+)
+@click.option("--deadline", type=float, default=600.0, show_default=True, help="Seconds that a round waits.")
+@click.option(
+    "--away", type=float, default=60.0, show_default=True, help="Seconds of silence of a client that is lost."
+)
+@click.option("--quorum", type=int, default=1, show_default=True, help="The fewest updates of a round.")
+@click.option("--norm-bound", type=float, help="The longest update that is taken, in L2 norm.")
+@click.option("--dry-run", is_flag=True, help="Every client trains once on its data before round 1.")
+@click.option("--insecure", is_flag=True, help="No TLS; on this machine only.")
+@click.option("--certificate", type=PATH, help="Your own certificate chain (PEM).")
+@click.option("--key", type=PATH, help="Its private key (PEM).")
+@_SET
+@options.data_dir
+@options.quiet
+def serve(what: str, settings: tuple[str, ...], quiet: bool, clients: str | None, **given: Any) -> None:
+    """Coordinate the run of an experiment file; clients train on their own machines, and their data stay there.
+
+    It prints the line that clients join with. Started again with the same words after a crash, it goes on with the round
+    that was interrupted.
+
+    \b
+    fedloom serve exp.toml --listen 0.0.0.0:8443
+    fedloom serve exp.toml --clients 4 --deadline 3600 --quorum 3
+    """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
+    from fedloom.deploy.desk import Patience
+    from fedloom.deploy.host import Terms
+    from fedloom.deploy.serve import Place
+    from fedloom.deploy.serve import serve as run
+
+    patience = Patience(given["deadline"] or float("inf"), given["away"], given["quorum"])
+    longest = float("inf") if given["norm_bound"] is None else given["norm_bound"]
+    terms = Terms(patience, longest, given["test"], given["dry_run"], given["data_dir"])
+    place = Place(given["listen"], given["address"], given["insecure"], given["certificate"], given["key"])
+    flags = settings_of(settings) | ({} if clients is None else {"clients": clients})
+    made = run(what, place, terms, out=given["out"], say=show.line, progress=not quiet, **flags)
+    for text in made.lines():
+        show.line(text)
+    if made.stopped == "interrupted":
+        show.line(f"stopped after round {len(made.records)}; the same command goes on")
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@click.command(short_help="Take part in a federation over the network.")
+@click.argument("invitation")
+@click.option("--data", required=True, metavar="DATA", help="Your samples: data.npz, data.csv:label=y, a folder, ...")
+@click.option("--name", help="What to be called. [your user name]")
+@click.option("--yes", is_flag=True, help="Agree without being asked, for services.")
+@click.option("--state", type=PATH, help="The folder for your key and your log. [~/.fedloom/NAME]")
+@click.option("--number", type=int, help="The number among the clients to ask for.")
+@click.option("--model", help="The model's code (file.py:function or module:function), where the run needs it.")
+@click.option("--patience", type=float, default=3600.0, show_default=True, help="Seconds to wait for a lost server.")
+@options.device
+@options.data_dir
+@options.quiet
+def join(invitation: str, data: str, yes: bool, quiet: bool, patience: float, **given: Any) -> None:
+    """Train for a run on this machine, with your own DATA, which stay here.
+
+    INVITATION is what 'fedloom serve' printed. You are shown what is trained, with which privacy, and what leaves this
+    machine, and asked before anything begins.
+
+    \b
+    fedloom join 192.168.1.7:8443/... --data my_part.npz
+    fedloom join 192.168.1.7:8443/... --data parts/ana --name ana --yes
+    """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
+    from fedloom.deploy.agreement import Agreement
+    from fedloom.deploy.client import Manners
+    from fedloom.deploy.join import join as run
+
+    def agree(found: Agreement) -> bool:
+        for text in found.lines():
+            show.line(text)
+        return yes or click.confirm("take part?", default=False)
+
+    def say(text: str) -> None:
+        if not quiet:
+            show.line(text)
+
+    folder: Path | None = given.pop("state")
+    if patience < 0:
+        raise UsageError(f"--patience {patience:g}: seconds are expected, 0 or more")
+    reason = run(invitation, data, agree=agree, state=folder, manners=Manners(patience=patience), say=say, **given)
+    show.line(f"over: {reason}")
+
+
+ALL = (serve, join)

@@ -1,0 +1,1 @@
+"""Deploy: a federation over a network; the data stay on the machines of the clients."""

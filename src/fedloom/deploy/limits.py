@@ -1,0 +1,88 @@
+"""How much one client, and one address, may ask of a server."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from fedloom.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes and gives.
+
+    Attributes:
+        message: The largest message of a client, in bytes; a larger one is refused before it is sent.
+        small: The largest message that is sent in one piece (all but uploads), in bytes.
+        chunk: The pieces that large messages are sent in, in bytes.
+        wait: The longest a client may wait for a task in one call, in seconds.
+        rate: Calls per second of one client, in the long run.
+        burst: Calls of one client at once.
+        opens: Sessions per second from one address; a class may share one.
+        opens_burst: Sessions from one address at once.
+        clients: Connections at the same time.
+        stalled: A part of an upload is kept for so many seconds.
+    """
+
+    message: int = 1 << 30
+    small: int = 1 << 20
+    chunk: int = 1 << 20
+    wait: float = 30.0
+    rate: float = 50.0
+    burst: float = 200.0
+    opens: float = 20.0
+    opens_burst: float = 400.0
+    clients: int = 512
+    stalled: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a limit that is none."""
+        for name in (
+            "message",
+            "small",
+            "chunk",
+            "wait",
+            "rate",
+            "burst",
+            "opens",
+            "opens_burst",
+            "clients",
+            "stalled",
+        ):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"the limit {name} is {getattr(self, name)}; it must be above 0")
+
+
+@dataclass
+class Buckets:
+    """Token buckets: whoever asks more than ``rate`` per second, after a first ``burst``, has to wait.
+
+    Attributes:
+        rate: Calls per second.
+        burst: Calls at once.
+        clock: Returns seconds.
+        most: So many callers are remembered; the one that was quiet longest is forgotten first.
+    """
+
+    rate: float
+    burst: float
+    clock: Callable[[], float] = time.monotonic
+    most: int = 10_000
+    _levels: OrderedDict[Hashable, tuple[float, float]] = field(default_factory=OrderedDict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, who: Hashable) -> bool:
+        """Count one call of ``who``; False when it is one too many."""
+        with self._lock:
+            now = self.clock()
+            level, since = self._levels.pop(who, (self.burst, now))
+            level = min(self.burst, level + (now - since) * self.rate)
+            allowed = level >= 1
+            self._levels[who] = (level - 1 if allowed else level, now)
+            while len(self._levels) > self.most:
+                self._levels.popitem(last=False)
+            return allowed

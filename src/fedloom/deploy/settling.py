@@ -1,0 +1,24 @@
+"""Settling: what a block began in the background has ended when it is left."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+GRACE = 3.0
+"""Seconds that all threads together are waited for."""
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Wait for the threads that began in the block.
+
+    gRPC's own run on for a moment after a channel is closed; Python would end under them, which aborts the process.
+    """
+    before = set(threading.enumerate())
+    try:
+        yield
+    finally:
+        for thread in set(threading.enumerate()) - before - {threading.current_thread()}:
+            thread.join(GRACE)

@@ -1,0 +1,182 @@
+"""Side: a client's own side of a run: its model and its data stay loaded, and tasks become answers."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedloom.algorithms.base import Broadcast, Kept
+from fedloom.algorithms.protection import EXAMPLES, LOCAL
+from fedloom.clients import ClientSide, Order, Population
+from fedloom.clients import name as number_name
+from fedloom.data.dataset import Dataset
+from fedloom.deploy.desk import TURN
+from fedloom.deploy.experiment import Experiment
+from fedloom.deploy.memory import Memory, Turn
+from fedloom.deploy.messages import CHECK, TRAIN, Task, Upload
+from fedloom.deploy.packed import Packed
+from fedloom.engines.messages import Index
+from fedloom.errors import DataError, FedloomError
+from fedloom.models.model import device
+from fedloom.records import ClientFailure, ClientUpdate
+from fedloom.training.shard import Shard
+
+
+@dataclass(frozen=True)
+class Side:
+    """A client's side of a run.
+
+    Attributes:
+        number: The client's number.
+        trained: Turns an order into an update.
+        memory: What it has on its disk.
+        say: Told what people should know.
+        packed: How vectors travel.
+        noisy: Whether answers are protected by noise of the client's own.
+    """
+
+    number: int
+    trained: ClientSide
+    memory: Memory
+    say: Callable[[str], None]
+    packed: Packed
+    noisy: bool = False
+
+    @classmethod
+    def make(
+        cls,
+        experiment: Experiment,
+        number: int,
+        data: Dataset,
+        memory: Memory,
+        say: Callable[[str], None],
+        where: str | None = "cpu",
+    ) -> Side:
+        """Build the model, and get the data ready.
+
+        Raises:
+            DataError: The samples do not fit.
+            ModelError: The model cannot be built here, or is another one here.
+        """
+        made = experiment.recipe.make(Population(_nothing(), ()))
+        place = device(where)
+        pool = Shard.of(experiment.samples.fit(data), made.model, number_name(number), place)
+        made.model.to(place)
+        index = Index(experiment.recipe.n_clients)
+        index.known[number] = np.arange(len(pool))
+        packed = Packed.of(experiment.recipe.protection, made.algorithm, made.model.layout)
+        noisy = experiment.recipe.protection.mechanism in (LOCAL, EXAMPLES)
+        return cls(number, replace(made, population=Population(pool, index)), memory, say, packed, noisy)
+
+    def check(self, *, trial: bool) -> Upload:
+        """Say that all is ready; with ``trial`` after training one round's worth, of which nothing is kept or sent."""
+        if trial:
+            vector = self.trained.model.vector()
+            try:
+                algorithm = self.trained.algorithm
+                sent = algorithm.broadcast(algorithm.init(vector))
+                self._turn(Task(CHECK, vector=sent.vector, extra=dict(sent.extra), lr=self.trained.config.lr), None)
+            except FedloomError as error:
+                return Upload(0, task=CHECK, failure="dropped", reason=str(error))
+        return Upload(0, task=CHECK)
+
+    def answer(self, task: Task) -> Upload:
+        """Train; whatever goes wrong is the answer."""
+        turn = task.round, task.attempt
+        try:
+            found: ClientUpdate | ClientFailure | None = self.memory.answer(task)
+            if found is None:
+                self._once(turn)
+                before = self._kept(task)
+                found = self._turn(task, before)
+                if isinstance(found, ClientUpdate):
+                    self.memory.save(task, found if found.kept is not None else replace(found, kept=before))
+        except Exception as error:  # the server has no other way to know: it shows it with client, round and line
+            return Upload(*turn, failure="dropped", reason=_told(error))
+        if isinstance(found, ClientFailure):
+            return Upload(*turn, failure=found.kind, reason=found.reason)
+        packed = self.packed.stands_for(found.data, found.delta)
+        return Upload(
+            *turn,
+            TRAIN,
+            None if packed else found.delta,
+            found.data if packed else b"",
+            extra=dict(found.extra),
+            weight=found.weight,
+            steps=found.steps,
+            metrics=dict(found.metrics),
+            bytes=found.bytes_up,
+        )
+
+    def _turn(self, task: Task, kept: Kept | None) -> ClientUpdate | ClientFailure:
+        where = self.trained.population.pool.x.device
+        vector = self.packed.model(task.encoded) if task.encoded else task.vector
+        if vector is None or vector.shape != (self.trained.model.layout.size,):
+            raise DataError("the model that the server sent is of another size than this run's")
+        # Clones: PyTorch's own memory is aligned, and bits may depend on that.
+        extra = {key: value.clone().to(where) for key, value in task.extra.items()}
+        sent = Broadcast(vector.clone().to(where), extra, task.unsent)
+        state = {} if kept is None else {self.number: {key: value.to(where) for key, value in kept.items()}}
+        stale = (task.stale,) if task.stale else ()
+        order = Order(task.round, (self.number,), (sent,), state, task.lr, task.attempt, stale)
+        return next(self.trained.run(order))
+
+    def _once(self, turn: Turn) -> None:
+        """Refuse to answer a round twice where every answer costs privacy; the same answer again costs nothing."""
+        if not self.noisy:
+            return
+        answered = self.memory.turns()
+        if answered and turn <= answered[-1]:
+            raise DataError(
+                f"round {turn[0]} was answered before, to another question: that would cost privacy a second time"
+            )
+
+    def _kept(self, task: Task) -> Kept | None:
+        counts = counting(task)
+        self.memory.forget(counts)
+        if counts is None:
+            return None
+        found = self.memory.kept(counts)
+        if found is None:
+            self.say(
+                f"round {task.round}: what was kept after round {counts[0]} is gone, and training begins without it"
+            )
+        return found
+
+
+def counting(task: Task) -> Turn | None:
+    """Return the turn whose state counts; None where none does.
+
+    Raises:
+        DataError: The server said something else.
+    """
+    said = task.facts.get(TURN)
+    if said is None:
+        return None
+    if not isinstance(said, list) or len(said) != 2 or not all(type(n) is int and n >= 0 for n in said):
+        raise DataError("the server does not say which state counts")
+    return said[0], said[1]
+
+
+def _nothing() -> Shard:
+    return Shard("", torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0)
+
+
+def _with(side: ClientSide, population: Population) -> ClientSide:
+    from dataclasses import replace
+
+    return replace(side, population=population)
+
+
+def _told(error: Exception) -> str:
+    """Say in one line what went wrong, with the file and the line where it was no error on purpose."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, FedloomError):
+        return text
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}: {type(error).__name__}: {text}"

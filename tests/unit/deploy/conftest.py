@@ -1,0 +1,103 @@
+"""A run over the fake network: a server in this thread or another one, and clients in threads of their own."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import fedloom
+from fedloom.config import Config
+from fedloom.data import load_pair
+from fedloom.data.dataset import Dataset
+from fedloom.deploy.client import Client, Manners
+from fedloom.deploy.desk import Patience
+from fedloom.deploy.fake import FakeNetwork
+from fedloom.deploy.host import Terms, host
+from fedloom.errors import FedloomError
+from fedloom.simulation.population import divide
+
+SMALL = {
+    **{"data": "digits", "clients": 3, "sampling": "all", "rounds": 2, "model": "2nn", "plan": "loop", "lr": 0.1},
+    **{"batch_size": 50, "threads": 1, "device": "cpu"},
+}
+QUICK = Manners(wait=1.0, beat=0.1, least=0.02, most=0.1, patience=15.0)
+
+
+def part(config: Config, number: int) -> Dataset:
+    """What a simulation gives client ``number``, as a data set of its own."""
+    train, _ = load_pair("digits")
+    rows = divide(train, config.data, config.run.seed).parts[number]
+    return Dataset.of(
+        train.x[rows], train.y[rows], name=f"part {number}", class_names=train.class_names, high=train.high
+    )
+
+
+def vector(path) -> torch.Tensor:
+    return fedloom.load_model(path).vector()
+
+
+class World:
+    """One run, its network, and the clients that were started."""
+
+    def __init__(self, folder, config: Config) -> None:
+        self.folder, self.config = folder, config
+        self.network = FakeNetwork(None)
+        self.threads: list[threading.Thread] = []
+        self.ends: dict[str, object] = {}
+        self.said: list[str] = []
+        self.up = threading.Event()
+
+    @contextmanager
+    def listen(self, server):
+        self.network.service = server
+        self.up.set()
+        try:
+            yield lambda count: self.said.append(f"{count} of {self.config.data.clients}")
+        finally:
+            self.network.service = None
+
+    def part(self, number: int) -> Dataset:
+        return part(self.config, number)
+
+    def client(self, number: int | None, name: str = "", data: Dataset | None = None, **more) -> Client:
+        name = name or f"c{number}"
+        given = {"manners": QUICK, "number": number, **more}
+        data = part(self.config, number or 0) if data is None else data
+        return Client(self.network.channel(name), name, data, self.folder / f"home-{name}", **given)
+
+    def start(self, client: Client, name: str) -> threading.Thread:
+        def go() -> None:
+            self.up.wait(60)
+            try:
+                self.ends[name] = client.run()
+            except FedloomError as error:
+                self.ends[name] = error
+
+        thread = threading.Thread(target=go, daemon=True)
+        self.threads.append(thread)
+        thread.start()
+        return thread
+
+    def serve(self, patience: Patience | None = None, **terms):
+        given = Terms(patience or Patience(), **terms)
+        run = host(self.config, self.folder / "run", self.listen, given, say=self.said.append)
+        for thread in self.threads:
+            thread.join(20)
+        return run
+
+
+@pytest.fixture
+def world(tmp_path):
+    def make(**given) -> World:
+        return World(tmp_path, Config.of(**(SMALL | given)))
+
+    return make
+
+
+@pytest.fixture
+def tools():
+    return SimpleNamespace(part=part, vector=vector, small=SMALL, quick=QUICK)
