@@ -115,7 +115,7 @@ class Roster:
         """Take note that a client is gone for good; before the list is fixed, its place is free again."""
         with self._lock:
             member.left = reason
-            if not self._fixed and self._members.pop(member.key, None):
+            if not self._fixed and self._members.pop(member.key, None) is not None:
                 self._write()
 
     def fix(self, *, begun: bool = False) -> bool:
