@@ -65,7 +65,7 @@ class Keeper:
             "clients": len(setup.population),
             "per_round": setup.sampler().expected,
         }
-        made |= {key: text for key, text in (("up", packed.up), ("down", packed.down)) if text}
+        made |= {key: text for key, text in zip(("up", "down"), packed.codecs, strict=True) if text}
         return made if secure == "off" else made | {"secure_aggregation": secure}
 
 
