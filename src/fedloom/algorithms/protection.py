@@ -91,6 +91,11 @@ class Protection:
         """Whether clients are hidden."""
         return self.mechanism not in ("none", EXAMPLES)
 
+    @property
+    def own_noise(self) -> bool:
+        """Whether clients hide themselves, from the server too: what else they could tell of their data has no noise."""
+        return self.mechanism in (LOCAL, EXAMPLES, *SHARES)
+
     def examples(self) -> ExamplePrivacy | None:
         """Return how clients protect their samples; None where they do not."""
         if self.mechanism != EXAMPLES:

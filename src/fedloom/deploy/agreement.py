@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.algorithms.protection import EXAMPLES, LOCAL
+from fedloom.algorithms.protection import EXAMPLES, LOCAL, SHARES
 from fedloom.deploy.experiment import Experiment
 from fedloom.deploy.messages import Welcome
 from fedloom.errors import DataError, UsageError
@@ -107,13 +107,13 @@ class Agreement:
             return "none: an update can tell something of the samples that it was made from"
         hidden = "each of your samples" if kind == EXAMPLES else "you as a whole"
         how = f"epsilon {said['target_epsilon']:g}" if said["target_epsilon"] else f"noise {said['noise']}"
-        who = "here, before anything is sent" if kind in (LOCAL, EXAMPLES) else "on the server, which sees your update"
+        who = "here, before anything is sent" if kind in (LOCAL, EXAMPLES, *SHARES) else "on the server, which sees your update"
         void = "; void, since the noise can be repeated (noise_seed)" if said["noise_seed"] is not None else ""
         return f"{kind}: hides {hidden} ({how}, delta {said['delta']:g}); noise is added {who}{void}"
 
     def _leaves(self) -> str:
         up = self.tables["compression"]["up"]
         packed = "" if up == "none" else f", packed as {up}"
-        private = self.tables["privacy"]["mechanism"] == EXAMPLES
-        beside = "" if private else ", the mean loss and accuracy of training"
+        hidden = self.tables["privacy"]["mechanism"] in (LOCAL, EXAMPLES, *SHARES)
+        beside = "" if hidden else ", the mean loss and accuracy of training"
         return f"after every round your update of the model's weights{packed}{beside}; and how many samples you have"

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fedloom.algorithms.base import Broadcast, Kept
-from fedloom.algorithms.protection import EXAMPLES, LOCAL
 from fedloom.clients import ClientSide, Order, Population
 from fedloom.clients import name as number_name
 from fedloom.data.dataset import Dataset
@@ -37,7 +36,7 @@ class Side:
         memory: What it has on its disk.
         say: Told what people should know.
         packed: How vectors travel.
-        noisy: Whether answers are protected by noise of the client's own.
+        noisy: Whether answers are protected by noise of the client's own: it says nothing else of its training then.
     """
 
     number: int
@@ -70,7 +69,7 @@ class Side:
         index = Index(experiment.recipe.n_clients)
         index.known[number] = np.arange(len(pool))
         packed = Packed.of(experiment.recipe.protection, made.algorithm, made.model.layout)
-        noisy = experiment.recipe.protection.mechanism in (LOCAL, EXAMPLES)
+        noisy = experiment.recipe.protection.own_noise
         return cls(number, replace(made, population=Population(pool, index)), memory, say, packed, noisy)
 
     def check(self, *, trial: bool) -> Upload:
@@ -109,7 +108,7 @@ class Side:
             extra=dict(found.extra),
             weight=found.weight,
             steps=found.steps,
-            metrics=dict(found.metrics),
+            metrics={} if self.noisy else dict(found.metrics),
             bytes=found.bytes_up,
         )
 

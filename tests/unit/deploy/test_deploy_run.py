@@ -55,3 +55,24 @@ def test_updates_and_models_travel_as_the_bytes_of_their_codecs(world):
     assert 0 < len(update.encoded) == record.bytes_up < 0.1 * size
     assert task.vector is None
     assert size <= len(task.encoded) == record.bytes_down < 1.1 * size
+
+
+@pytest.mark.parametrize("kind", ["local", "examples"])
+def test_a_client_that_adds_noise_of_its_own_tells_nothing_else_of_its_training(world, tools, tmp_path, kind):
+    private = {"privacy": kind, "clip": 1.0, "noise": 0.5, "noise_seed": 1}
+    there = simulated(tmp_path / "there", tools.small, **private)
+    made = world(**private)
+    sent, agreed = [], []
+    for number in range(3):
+        client = made.client(number, agree=lambda found: bool(agreed.append(found)) or True)
+        upload = client._channel.upload
+        client._channel.upload = lambda update, upload=upload: (sent.append(update), upload(update))[1]
+        made.start(client, f"c{number}")
+    here = made.serve()
+    assert torch.equal(tools.vector(here.model), tools.vector(there.model))
+    trained = [update for update in sent if update.task == "train"]
+    assert len(trained) == 6
+    assert all(not update.metrics and not update.extra for update in trained)
+    leaves = next(line for line in agreed[0].lines() if line.startswith("leaves"))
+    assert "loss" not in leaves
+    assert "accuracy" not in leaves
