@@ -24,6 +24,7 @@ ledger counts the noise that really was there; a client that colludes with the s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
@@ -44,7 +45,7 @@ _TRIES = 1000
 
 
 @dataclass(frozen=True)
-class Distributed:
+class Distributed(ABC):
     """What :class:`DistributedGaussian` and :class:`Skellam` share; make one of these.
 
     Attributes:
@@ -65,7 +66,7 @@ class Distributed:
     bits: int = 24
     beta: float = math.exp(-0.5)
     reach: float = 6.0
-    noise: ClassVar[str] = ""
+    noise: ClassVar[str]
 
     def __post_init__(self) -> None:
         """Raise UsageError for numbers out of range, or too few bits for that many clients."""
@@ -198,8 +199,9 @@ class Distributed:
         """Return the standard deviation of the noise on the sum when so many clients contributed."""
         return math.sqrt(self.variance * contributed) / self.scale
 
+    @abstractmethod
     def _share(self, n: int, randomness: Randomness) -> Integers:
-        raise NotImplementedError
+        """Return a client's share of the noise, int64 (n,)."""
 
     def _rounded(self, grid: NDArray[np.float64], randomness: Randomness) -> Integers:
         """Round up or down at random, without bias, until the vector is short enough."""

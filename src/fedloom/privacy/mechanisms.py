@@ -24,7 +24,24 @@ from fedloom.privacy.randomness import Randomness, coarse
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class _Normal:
+    """Normal noise as long as the clipping bound asks for."""
+
+    clip: float
+    multiplier: float
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for numbers out of range."""
+        check(self.clip, self.multiplier)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation of the noise on every number."""
+        return self.multiplier * self.clip if self.multiplier else 0.0
+
+
+@dataclass(frozen=True)
+class Gaussian(_Normal):
     """DP-FedAvg: clip every update to ``clip``, put noise of ``multiplier * clip`` on the sum, divide by a fixed number.
 
     McMahan, Ramage, Talwar, Zhang 2018, "Learning Differentially Private Recurrent Language Models", Algorithm 1, the
@@ -40,18 +57,6 @@ class Gaussian:
         >>> plain.mean(torch.tensor([2.0, 4.0]), cohort=2, randomness=Randomness.of(0)).tolist()
         [1.0, 2.0]
     """
-
-    clip: float
-    multiplier: float
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for numbers out of range."""
-        check(self.clip, self.multiplier)
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of the noise on every number of the sum."""
-        return self.multiplier * self.clip if self.multiplier else 0.0
 
     def clipped(self, vector: Tensor, head: int | None = None) -> Clipped:
         """Return a client's update with a head of norm at most C."""
@@ -81,7 +86,7 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class LocalGaussian:
+class LocalGaussian(_Normal):
     """Every client puts noise on its own clipped update before it sends it (local DP).
 
     A turn is a Gaussian mechanism of multiplier z / 2: any two updates of norm C are at most 2 C apart. Whoever collects
@@ -91,18 +96,6 @@ class LocalGaussian:
         clip: C, the longest update's L2 norm, > 0.
         multiplier: z, the standard deviation of each client's noise / C, >= 0.
     """
-
-    clip: float
-    multiplier: float
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for numbers out of range."""
-        check(self.clip, self.multiplier)
-
-    @property
-    def std(self) -> float:
-        """The standard deviation of the noise on every number of an update."""
-        return self.multiplier * self.clip if self.multiplier else 0.0
 
     def protect(self, vector: Tensor, randomness: Randomness, head: int | None = None) -> Clipped:
         """Clip the head of a client's update and put noise on it.
