@@ -107,7 +107,8 @@ class Agreement:
             return "none: an update can tell something of the samples that it was made from"
         hidden = "each of your samples" if kind == EXAMPLES else "you as a whole"
         how = f"epsilon {said['target_epsilon']:g}" if said["target_epsilon"] else f"noise {said['noise']}"
-        who = "here, before anything is sent" if kind in (LOCAL, EXAMPLES, *SHARES) else "on the server, which sees your update"
+        own = kind in (LOCAL, EXAMPLES, *SHARES)
+        who = "here, before anything is sent" if own else "on the server, which sees your update"
         void = "; void, since the noise can be repeated (noise_seed)" if said["noise_seed"] is not None else ""
         return f"{kind}: hides {hidden} ({how}, delta {said['delta']:g}); noise is added {who}{void}"
 

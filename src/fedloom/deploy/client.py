@@ -18,7 +18,7 @@ from fedloom.deploy.memory import Memory
 from fedloom.deploy.messages import CHECK, STOP, TRAIN, Hello, Receipt, Task, Upload, Welcome
 from fedloom.deploy.seam import Channel, Refused, Unreachable
 from fedloom.deploy.server import NUMBER, READY, SAMPLES, TRY
-from fedloom.deploy.side import Side
+from fedloom.deploy.side import Side, explained
 from fedloom.errors import DataError, FedloomError, UsageError
 
 T = TypeVar("T")
@@ -155,14 +155,14 @@ class Client:
             self._register()
             assert self._side is not None
             answer = self._side.check(trial=bool(task.facts.get(TRY)))
-        except (DataError, UsageError) as error:
-            refusal = Upload(0, task=CHECK, failure="dropped", reason=str(error))
-            self._patiently(lambda: self._channel.upload(refusal))
+        except (Refused, Unreachable):
             raise
-        except FedloomError as error:
-            if isinstance(error, Refused | Unreachable):
-                raise
-            answer = Upload(0, task=CHECK, failure="dropped", reason=str(error))
+        except Exception as error:  # the server has no other way to know
+            refusal = Upload(0, task=CHECK, failure="dropped", reason=explained(error))
+            self._patiently(lambda: self._channel.upload(refusal))
+            if isinstance(error, FedloomError) and not isinstance(error, DataError | UsageError):
+                return  # it is for the server to say what becomes of the run
+            raise
         self._patiently(lambda: self._channel.upload(answer))
 
     def _train(self, task: Task) -> None:

@@ -125,6 +125,7 @@ class Experiment:
             "plan": made.plan,
             "protection": asdict(made.protection),
             "equal_weights": made.equal_weights,
+            "unlabelled": made.unlabelled is not None,
         }
 
     def model(self) -> dict[str, Any]:
@@ -155,8 +156,12 @@ class Experiment:
         """
         value = welcome.experiment
         try:
-            recipe = _recipe(value, welcome.model, welcome.vectors)
-            return cls(welcome.run, recipe, Samples.from_json(value["samples"]), str(value.get("title", "")))
+            recipe, samples = _recipe(value, welcome.model, welcome.vectors), Samples.from_json(value["samples"])
+            if value["unlabelled"]:  # the server's own inputs stay there, and no client looks at them
+                stand_in = samples.nothing(1, "the server's own")
+                stand_in = replace(stand_in, x=stand_in.x.copy(), y=stand_in.y.copy())
+                recipe = replace(recipe, unlabelled=stand_in)
+            return cls(welcome.run, recipe, samples, str(value.get("title", "")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"what the server says of the run is damaged ({type(error).__name__}: {error})") from error
 

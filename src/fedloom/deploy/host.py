@@ -105,7 +105,7 @@ def host(
     with listen(server) as told:
         try:
             server.wait_full(told)
-            setup = _setup(config, server, data, test)
+            setup = _setup(config, server, data, test, terms)
             _begin(setup, server, desk, run, done, terms)
             if not done:
                 _checked(server, roster, terms)
@@ -143,7 +143,7 @@ def _conflicts(config: Config) -> Iterator[str]:
     from fedloom.algorithms import ALGORITHMS
 
     name, run = config.algorithm.name, config.run
-    if name in ALGORITHMS and name in ("central", "local-only", "fedbuff", "feddf"):
+    if name in ALGORITHMS and name in ("central", "local-only", "fedbuff"):
         yield f"{name} cannot be served over a network (yet): fedloom simulate runs it"
     if config.network != type(config.network)():
         yield "[network] simulates slow clients, and these are real: leave it out"
@@ -193,12 +193,13 @@ def _data(config: Config, terms: Terms) -> tuple[Dataset | None, Dataset | None]
     return data if data is not None else test, test
 
 
-def _setup(config: Config, server: Server, data: Dataset | None, test: Dataset | None) -> Setup:
+def _setup(config: Config, server: Server, data: Dataset | None, test: Dataset | None, terms: Terms) -> Setup:
     sizes = [member.samples for member in server.members()]
     known = server.samples
     assert known is not None
     alike = known.nothing(sum(sizes), config.data.source)
-    return prepare_remote(config, _model(config, data if data is not None else alike), alike, test, sizes)
+    model = _model(config, data if data is not None else alike)
+    return prepare_remote(config, model, alike, test, sizes, terms.data_dir)
 
 
 def _model(config: Config, data: Dataset) -> Model:

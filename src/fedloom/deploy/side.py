@@ -96,7 +96,7 @@ class Side:
                 if isinstance(found, ClientUpdate):
                     self.memory.save(task, found if found.kept is not None else replace(found, kept=before))
         except Exception as error:  # the server has no other way to know: it shows it with client, round and line
-            return Upload(*turn, failure="dropped", reason=_told(error))
+            return Upload(*turn, failure="dropped", reason=explained(error))
         if isinstance(found, ClientFailure):
             return Upload(*turn, failure=found.kind, reason=found.reason)
         packed = self.packed.stands_for(found.data, found.delta)
@@ -172,7 +172,7 @@ def _with(side: ClientSide, population: Population) -> ClientSide:
     return replace(side, population=population)
 
 
-def _told(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """Say in one line what went wrong, with the file and the line where it was no error on purpose."""
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, FedloomError):

@@ -210,7 +210,12 @@ def prepare(config: Config, source: str | Dataset, data_dir: str | Path | None =
 
 
 def prepare_remote(
-    config: Config, model: Model, data: Dataset, test: Dataset | None, sizes: Sequence[int], free: Dataset | None = None
+    config: Config,
+    model: Model,
+    data: Dataset,
+    test: Dataset | None,
+    sizes: Sequence[int],
+    data_dir: str | Path | None = None,
 ) -> Setup:
     """Make the parts of a run whose clients, and their samples, are elsewhere.
 
@@ -220,13 +225,13 @@ def prepare_remote(
         data: What is known of the clients' samples; its inputs are not looked at.
         test: What the server evaluates on; None where it has nothing: no round is evaluated then.
         sizes: Per client, how many samples it trains on.
-        free: The server's own inputs without labels.
+        data_dir: Where the server's own inputs without labels lie, if the algorithm needs some.
 
     Raises:
         UsageError: Parts that do not fit each other.
-        DataError: The test set does not fit the model.
+        DataError: The test set, or the inputs without labels, do not fit the model.
     """
-    where = device(config.run.device or None)
+    where, free = device(config.run.device or None), _unlabelled(config, data_dir)
     _check_cohort(config, len(sizes))
     local = _local(config)
     setting = Setting(model, local, len(sizes), config.run.seed, free)

@@ -23,8 +23,9 @@ def simulated(folder, small, **given):
         {"compress": "topk:0.1 | int8", "compress_down": "float16", "rounds": 3},
         {"algorithm": "ditto"},
         {"privacy": "central", "noise": 0.5, "noise_seed": 1},
+        {"algorithm": "feddf", "unlabelled": "digits"},
     ],
-    ids=["fedavg", "scaffold", "fedadam", "compressed", "ditto", "private"],
+    ids=["fedavg", "scaffold", "fedadam", "compressed", "ditto", "private", "feddf"],
 )
 def test_a_network_run_has_the_bits_of_its_simulation(world, tools, tmp_path, given):
     there = simulated(tmp_path / "there", tools.small, **given)
