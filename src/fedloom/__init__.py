@@ -26,6 +26,9 @@ _HOMES = {
     "simulate": "fedloom.simulation.simulate",
     "sweep": "fedloom.simulation.sweep",
     "leak": "fedloom.leakage.leak",
+    "serve": "fedloom.deploy.serve",
+    "join": "fedloom.deploy.join",
+    "watch": "fedloom.dashboard.watching",
     "load_data": "fedloom.data",
     "load_pair": "fedloom.data",
     "load_evaluation": "fedloom.data",
@@ -39,10 +42,13 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604 - names of the table above
 
 if TYPE_CHECKING:
+    from fedloom.dashboard.watching import watch as watch
     from fedloom.data import load_data as load_data
     from fedloom.data import load_evaluation as load_evaluation
     from fedloom.data import load_pair as load_pair
     from fedloom.data.dataset import Dataset as Dataset
+    from fedloom.deploy.join import join as join
+    from fedloom.deploy.serve import serve as serve
     from fedloom.errors import FedloomError as FedloomError
     from fedloom.leakage.leak import leak as leak
     from fedloom.models.io import load_model as load_model

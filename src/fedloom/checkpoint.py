@@ -22,6 +22,8 @@ from fedloom.rounds import Snapshot
 from fedloom.store import ClientStore
 
 KEPT = 2
+RESTS = 4 << 20
+"""Tensors of so many bytes can lie on the disk between rounds."""
 FORMAT = 1
 CLIENTS = "clients"
 _KEY = "fedloom"
@@ -75,6 +77,23 @@ def save(folder: str | Path, snapshot: Snapshot, store: ClientStore | None = Non
     if store is not None and len(found) > 1:
         store.settle(found[-KEPT])
     return path
+
+
+def rest(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Let the large tensors of a state lie in the checkpoint that was just written of it, and no more in memory.
+
+    Everybody who has one of these tensors has it still, with the same numbers; they are read from the disk when they are
+    looked at, and take no memory of the process until they are changed.
+
+    Args:
+        path: What :func:`save` returned.
+        state: The state that was saved.
+    """
+    found, _ = read_tensors(path)
+    for key, tensor in state.items():
+        there = found.get(f"state/{key}")
+        if there is not None and tensor.device.type == "cpu" and tensor.nbytes >= RESTS:
+            tensor.data = there
 
 
 def load(folder: str | Path, device: torch.device | None = None) -> tuple[Snapshot, ClientStore | None]:

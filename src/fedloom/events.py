@@ -45,6 +45,11 @@ def read(folder: str | Path) -> Log:
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); give the folder of a run"
         raise DataError(f"{path}: {reason}", file=str(path)) from error
+    return parsed(lines)
+
+
+def parsed(lines: Iterable[str]) -> Log:
+    """Read lines of a log; empty ones are passed over."""
     rows = [_row(text) for text in lines if text.strip()]
     return Log(tuple(row for row in rows if row), sum(row is None for row in rows))
 

@@ -164,11 +164,36 @@ def copy(source: str | Path, target: str | Path) -> None:
 
 
 def write_tensors(path: str | Path, arrays: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write named tensors and text metadata as a safetensors file, atomically."""
-    from safetensors.torch import save
+    """Write named tensors and text metadata as a safetensors file, atomically; no second copy of them is in memory."""
+    rows = sorted(arrays.items(), key=lambda row: (-_ORDER.index(str(row[1].dtype)), row[0]))
+    head: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, tensor in rows:
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        head[name] = {"dtype": _NAMES[str(tensor.dtype)], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in rows:
+            if tensor.numel():
+                file.write(_bytes(tensor))
 
-    # save_file would report a full disk as an error of its own kind.
-    write_bytes(path, save({k: v.detach().cpu().contiguous().clone() for k, v in arrays.items()}, dict(metadata)))
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    flat: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return flat
+
+
+_NAMES = {
+    **{"torch.bool": "BOOL", "torch.uint8": "U8", "torch.int8": "I8", "torch.int16": "I16", "torch.uint16": "U16"},
+    **{"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.int32": "I32", "torch.uint32": "U32"},
+    **{"torch.float32": "F32", "torch.float64": "F64", "torch.int64": "I64", "torch.uint64": "U64"},
+}
+_ORDER = list(_NAMES)
+"""The types of safetensors; the widest are written first, as its own functions do."""
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

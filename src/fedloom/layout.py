@@ -131,6 +131,12 @@ class Layout:
             for name, array in _arrays(module):
                 array.copy_(views[name])
 
+    def lend(self, module: nn.Module, vector: torch.Tensor) -> None:
+        """Make the module's arrays views of ``vector``, of shape (P,): no copy is made."""
+        views = self.unpack(vector)
+        for name, array in _arrays(module):
+            array.data = views[name]
+
     def difference(self, other: Layout) -> str | None:
         """Name the first array that differs from ``other``, with both shapes; None when the layouts are equal.
 

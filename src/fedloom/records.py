@@ -100,11 +100,15 @@ class Gathered:
         updates: What stands for them, such as their sum; empty where nothing came.
         bytes_up: What clients sent besides their updates, in bytes.
         bytes_down: What they were sent besides the model, in bytes.
+        lost: Clients whose update has passed, and is in none of those after all, by number.
+        refused: Why there is nothing, where that is so because too few clients were left.
     """
 
     updates: tuple[ClientUpdate, ...]
     bytes_up: int = 0
     bytes_down: int = 0
+    lost: Mapping[int, ClientFailure] = field(default_factory=dict)
+    refused: str = ""
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ class _Turn:
         self.kept: dict[int, Kept] = {}
         self.failures: list[ClientFailure] = []
         self.merged: list[int] = []
-        self._weight, self._loss = 0.0, 0.0
+        self._losses: list[tuple[int, float, float]] = []
         self._asked, self._up, self._down, self._clock, self._training = 0, 0, 0, 0.0, 0.0
         self._honest: list[ClientUpdate] = []
 
@@ -241,15 +241,25 @@ class _Turn:
         try:
             found = gather(self._number, self.updates(), self.failures)
         except QuorumError as error:
-            if self._federation.policy == "stop":
-                raise
-            self.failures.append(ClientFailure("the cohort", str(error), "refused"))
-            self.merged.clear()
-            self.kept.clear()
-            return
+            found = Gathered((), refused=str(error))
         self._up += found.bytes_up
         self._down += found.bytes_down
+        self._forget(found.lost)
+        if found.refused:
+            if self._federation.policy == "stop":
+                raise QuorumError(found.refused, round=self._number)
+            self.failures.append(ClientFailure("the cohort", found.refused, "refused"))
+            self.merged.clear()
+            self.kept.clear()
         yield from found.updates
+
+    def _forget(self, lost: Mapping[int, ClientFailure]) -> None:
+        """Take clients back out of the tally: their updates have passed, and are in nothing that is merged."""
+        self.merged = [client for client in self.merged if client not in lost]
+        self._losses = [row for row in self._losses if row[0] not in lost]
+        for client in lost:
+            self.kept.pop(client, None)
+        self._check(lost.values())
 
     def _train(self, call: Call, attempt: int) -> Generator[ClientUpdate, None, list[ClientFailure]]:
         self._asked += call.asked
@@ -302,8 +312,7 @@ class _Turn:
 
     def _count(self, client: int, update: ClientUpdate) -> None:
         self.merged.append(client)
-        self._weight += update.weight
-        self._loss += update.weight * update.metrics.get("loss", math.nan)
+        self._losses.append((client, update.weight, update.weight * update.metrics.get("loss", math.nan)))
         self._up += update.bytes_up
         if update.kept is not None:
             self.kept[client] = update.kept
@@ -327,11 +336,14 @@ class _Turn:
 
     def record(self, metrics: Mapping[str, float]) -> RoundRecord:
         """Return the round's record, without what is known only after evaluation."""
+        weight = loss = 0.0
+        for _, one, product in self._losses:  # one after the other: sum() rounds otherwise from Python 3.12 on
+            weight, loss = weight + one, loss + product
         return RoundRecord(
             round=self._number,
             accuracy=math.nan,
             loss=math.nan,
-            client_loss=self._loss / self._weight if self._weight else math.nan,
+            client_loss=loss / weight if weight else math.nan,
             clients=len(self.merged),
             seconds=0.0,
             training_seconds=self._training,

@@ -37,6 +37,9 @@ from fedloom.errors import MergeError, UsageError, check_known
 
 State: TypeAlias = Mapping[str, Tensor]
 
+_BLOCK = 1 << 18
+"""So many numbers are computed at once where that needs memory beside the result."""
+
 
 @dataclass(frozen=True)
 class ServerOptimizer:
@@ -71,7 +74,18 @@ def sgd(*, lr: float = 1.0, trainable: int | None = None) -> ServerOptimizer:
         [2.0, 1.0]
     """
     _positive("lr", lr)
-    return _pair("sgd", {}, lambda _, delta: (delta * lr, {}), trainable)
+
+    def step(state: State, w: Tensor, delta: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        _check("sgd", {}, state, w, delta, trainable)
+        after, head = torch.empty_like(w), _head(w, trainable).numel()
+        for start, end, factor in ((0, head, lr), (head, w.numel(), 1.0)):
+            for place in range(start, end, _BLOCK):
+                where = slice(place, min(place + _BLOCK, end))
+                torch.add(w[where], delta[where] * factor, out=after[where])
+        _check_after("sgd", after)
+        return after, {}
+
+    return ServerOptimizer("sgd", lambda _: {}, step)
 
 
 def momentum(*, lr: float = 1.0, beta: float = 0.9, trainable: int | None = None) -> ServerOptimizer:
@@ -224,11 +238,15 @@ def _pair(
         head = _head(after, trainable)
         change, following = move(state, _head(delta, trainable))
         torch.add(_head(w, trainable), change, out=head)
-        if not _finite(after):
-            raise MergeError(f"'{name}' gives numbers beyond float32: use a lower lr, or begin with an empty state")
+        _check_after(name, after)
         return after, following
 
     return ServerOptimizer(name, init, step)
+
+
+def _check_after(name: str, after: Tensor) -> None:
+    if not _finite(after):
+        raise MergeError(f"'{name}' gives numbers beyond float32: use a lower lr, or begin with an empty state")
 
 
 def _head(vector: Tensor, trainable: int | None) -> Tensor:

@@ -80,3 +80,10 @@ def test_merge_keras_files_says_what_is_wrong_in_a_line(tmp_path):
     assert done.stderr.count("\n") == 1
     assert "cnn.keras does not fit" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_over_the_network(tmp_path):
+    done = run("over_the_network.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("sent") == 12
+    assert "the simulation of it has the same bits: True" in done.stdout

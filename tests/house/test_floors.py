@@ -20,7 +20,7 @@ FLOORS = [
         *("merging", "align", "algorithms", "attacks", "sampling", "network", "schedule"),
         *("clients", "engines", "store", "checkpoint", "config", "rounds"),
     },
-    {"offline", "simulation", "report", "leakage", "deploy"},
+    {"offline", "simulation", "report", "leakage", "deploy", "dashboard"},
     {"cli", "__main__"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -71,7 +71,7 @@ def loaded_by(code: str) -> set[str]:
     ids=["import fedloom", "fedloom --help"],
 )
 def test_start_up_loads_nothing_heavy(code):
-    heavy = {"torch", "keras", "numpy", "scipy", "sklearn", "matplotlib", "rich", "h5py", "cryptography"}
+    heavy = {"torch", "keras", "numpy", "scipy", "sklearn", "matplotlib", "rich", "h5py", "cryptography", "starlette"}
     assert not heavy & loaded_by(code)
 
 

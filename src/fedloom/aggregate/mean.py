@@ -6,6 +6,7 @@ Data", AISTATS 2017, Algorithm 1 (FederatedAveraging): ``w = sum_k (n_k / n) w_k
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,8 @@ from fedloom.errors import MergeError
 from fedloom.layout import Layout
 
 _CHUNK = 24 * 1024  # numbers: stays in the cache, and below the size that PyTorch splits over threads
+_LARGE = 1 << 20
+"""Sums of more numbers are kept where half of their memory can be given back before the other half."""
 
 
 class StreamingMean:
@@ -36,7 +39,13 @@ class StreamingMean:
     """
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self._sum = torch.zeros(size, dtype=torch.float64, device=device)
+        self._room: mmap.mmap | None = None
+        if size > _LARGE and torch.device(device).type == "cpu" and hasattr(mmap, "MADV_DONTNEED"):
+            self._room = mmap.mmap(-1, 8 * size)
+            self._room.madvise(getattr(mmap, "MADV_HUGEPAGE", mmap.MADV_NORMAL))
+            self._sum = torch.frombuffer(self._room, dtype=torch.float64)
+        else:
+            self._sum = torch.zeros(size, dtype=torch.float64, device=device)
         self._total = 0.0
         self.count = 0
 
@@ -64,11 +73,33 @@ class StreamingMean:
         Raises:
             MergeError: Nothing was added, or all weights are zero.
         """
+        self._check()
+        return _rounded(self._sum, self._total)
+
+    def take(self) -> Tensor:
+        """Return what :meth:`result` does, and give up the sum: a large mean takes its place in memory.
+
+        Raises:
+            MergeError: As :meth:`result`.
+        """
+        self._check()
+        total, size = self._sum, self._sum.numel()
+        self._sum = total[:0]
+        if self._room is None:
+            return _rounded(total, self._total)
+        out = torch.frombuffer(self._room, dtype=torch.float32, count=size)
+        for start in range(0, size, _CHUNK):  # what is written lies before all that has still to be read
+            where = slice(start, start + _CHUNK)
+            out[where] = total[where] / self._total
+        end = -(-4 * size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._room.madvise(mmap.MADV_DONTNEED, end, len(self._room) - end)
+        return out
+
+    def _check(self) -> None:
         if self.count == 0:
             raise MergeError("nothing to merge: no model was given")
         if self._total == 0:
             raise MergeError(f"the weights of all {self.count} models are zero: at least one has to be positive")
-        return _rounded(self._sum, self._total)
 
 
 def weighted_mean(vectors: Vectors, *, weights: Sequence[float] | Tensor | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def mean_of(updates: Iterable[ClientUpdate], like: Tensor) -> Tensor:
     mean = StreamingMean(like.numel(), like.device)
     for update in updates:
         mean.add(update.delta, update.weight, name=update.client)
-    return mean.result()
+    return mean.take()
 
 
 def make(setting: Setting, options: Options) -> Algorithm:

@@ -200,21 +200,26 @@ class SecureSum:
         arrays: list[Integers] = []
         total, count, where = None, 0, torch.device("cpu")
         for update in updates:
-            numbers, where, count = _numbers(update.extra[SEALED]), update.delta.device, count + 1
+            found, where, count = numbers(update.extra[SEALED]), update.delta.device, count + 1
             if self.protocol:
-                arrays.append(numbers)
+                arrays.append(found)
             else:
-                total = numbers.copy() if total is None else np.add(total, numbers, out=total)
+                total = found.copy() if total is None else np.add(total, found, out=total)
         if not count:
             return Gathered(())
         asked = count + sum(failure.kind in GONE for failure in failures)
-        self._check(number, asked, count)
+        self.check(number, asked, count)
         if total is not None:
             total &= total.dtype.type((1 << self.seal.bits) - 1)
             return Gathered((_on(self.seal.open(total, number), where),))
         return self._protocol(number, arrays, asked, where)
 
-    def _check(self, number: int, asked: int, count: int) -> None:
+    def check(self, number: int, asked: int, count: int) -> None:
+        """Check that so many of those that were ``asked`` are enough.
+
+        Raises:
+            QuorumError: They are not.
+        """
         if asked < 2:
             raise QuorumError(f"round {number}: the sum of one client hides nothing: ask for two or more", round=number)
         try:
@@ -239,7 +244,8 @@ class SecureSum:
         return Gathered((opened,), bytes_up=up, bytes_down=sum(outcome.bytes_down))
 
 
-def _numbers(signed: Tensor) -> Integers:
+def numbers(signed: Tensor) -> Integers:
+    """Return a client's numbers, as the protocol wants them."""
     array = signed.cpu().numpy()
     return array.view(np.uint32 if array.itemsize == 4 else np.uint64)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fedloom.cli import deployment, leakage, options, show, simulation
+from fedloom.cli import dashboard, deployment, leakage, options, show, simulation
 from fedloom.cli.options import PATH
 from fedloom.errors import unknown
 
@@ -221,4 +221,17 @@ def listing(what: str) -> None:
     show.table(catalogue.table(what))
 
 
-ALL = (split, train, merge, explain, compare, next_round, *simulation.ALL, *deployment.ALL, *leakage.ALL, demo, listing)
+ALL = (
+    split,
+    train,
+    merge,
+    explain,
+    compare,
+    next_round,
+    *simulation.ALL,
+    *deployment.ALL,
+    *dashboard.ALL,
+    *leakage.ALL,
+    demo,
+    listing,
+)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from fedloom.config import Config, refuse, suggestion
+from fedloom.config.tables import LOGS
 from fedloom.config.values import keys
 from fedloom.errors import FedloomError, MissingDependency, unknown
 
@@ -201,6 +202,12 @@ def _others(config: Config) -> Iterator[str]:
         yield "workers belong to the engines workers and ray: add engine = 'workers'"
     if run.engine == "ray" and find_spec("ray") is None:
         yield str(MissingDependency.of("ray", "ray", "the engine ray"))
+    for name in (part.strip() for part in run.log.split(",") if part.strip()):
+        if name not in LOGS:
+            yield str(unknown("log", name, LOGS))
+        elif find_spec(name) is None:
+            package = {"mlflow": "mlflow-skinny"}.get(name, name)
+            yield str(MissingDependency.of(package, name, f"log = '{name}'"))
     plans = ["auto", *PLANS]
     if run.plan not in plans:
         yield str(unknown("plan", run.plan, plans))

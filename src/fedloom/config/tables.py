@@ -23,6 +23,7 @@ MECHANISMS = ("none", "central", "local", "tree", "distributed", "skellam", "exa
 ACCOUNTANTS = ("rdp", "pld")
 SECURE = ("off", "sum", "protocol")
 FEEDBACK = ("auto", "on", "off")
+LOGS = ("mlflow", "tensorboard")
 
 
 def _key(
@@ -221,6 +222,7 @@ class RunTable:
     checkpoint_every: int = _key(0, "Rounds between checkpoints; 0: every few seconds.", **_least(0))
     format: str = _key("", "Of the model files: keras, h5, pt or safetensors.", choices=("", *FORMATS))
     device: str = _key("", "cpu or cuda; a GPU when there is one.")
+    log: str = _key("", "Write the figures of every round to tensorboard or mlflow, too; or to both, with a comma.")
 
 
 TABLES: dict[str, type] = {

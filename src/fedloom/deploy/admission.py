@@ -33,6 +33,7 @@ class Admission:
         self._members: dict[str, str] = {}
         self._open: dict[str, int] = {}
         self._expelled: set[str] = set()
+        self._used: dict[str, str] = {}
         if self._path.exists():
             self._load(files.read_json(self._path))
 
@@ -83,13 +84,30 @@ class Admission:
                 raise Refused(f"the name '{name}' belongs to another client: choose one with --name")
             rest = {t: n for t, n in self._open.items() if t != _digest(token)}
             remaining = {**rest, _digest(token): left - 1} if left > 1 else rest
-            self._save({**self._members, name: public}, remaining, self._expelled)
+            self._save({**self._members, name: public}, remaining, self._expelled, {**self._used, name: _digest(token)})
             return name
+
+    def give_back(self, key: bytes) -> None:
+        """Forget a member whose place is free again, so that its invitation can be used once more."""
+        public = key.hex()
+        with self._lock:
+            name = next((n for n, k in self._members.items() if k == public), None)
+            if name is None or public in self._expelled:
+                return
+            members = {n: k for n, k in self._members.items() if n != name}
+            token, used = self._used.get(name), {n: t for n, t in self._used.items() if n != name}
+            again = {} if token is None else {token: self._open.get(token, 0) + 1}
+            self._save(members, {**self._open, **again}, self._expelled, used)
 
     def is_member(self, key: bytes) -> bool:
         """Say whether a key was admitted, and not expelled since."""
         with self._lock:
             return key.hex() in self._members.values() and key.hex() not in self._expelled
+
+    def was_expelled(self, key: bytes) -> bool:
+        """Say whether a member was sent away for good."""
+        with self._lock:
+            return key.hex() in self._expelled
 
     def expel(self, name: str) -> None:
         """Send a member away for good; its name stays taken.
@@ -102,10 +120,13 @@ class Admission:
                 raise UsageError(f"there is no client '{name}' (known: {', '.join(self._members) or 'none'})")
             self._save(self._members, self._open, self._expelled | {self._members[name]})
 
-    def _save(self, members: dict[str, str], tokens: dict[str, int], expelled: set[str]) -> None:
-        value = {"version": 1, "members": members, "invitations": tokens, "expelled": sorted(expelled)}
+    def _save(
+        self, members: dict[str, str], tokens: dict[str, int], expelled: set[str], used: dict[str, str] | None = None
+    ) -> None:
+        used = self._used if used is None else used
+        value = {"version": 1, "members": members, "invitations": tokens, "expelled": sorted(expelled), "used": used}
         files.write_json(self._path, value)  # first, so that nobody is admitted whom a restart would forget
-        self._members, self._open, self._expelled = members, tokens, expelled
+        self._members, self._open, self._expelled, self._used = members, tokens, expelled, used
 
     def _load(self, value: dict[str, Any]) -> None:
         members, tokens, expelled = (value.get(k) for k in ("members", "invitations", "expelled"))
@@ -114,7 +135,11 @@ class Admission:
             raise DataError(f"{self._path}: the list of clients is damaged", file=str(self._path))
         if not all(type(n) is int for n in tokens.values()):  # type: ignore[union-attr]
             raise DataError(f"{self._path}: the list of invitations is damaged", file=str(self._path))
+        used = value.get("used", {})
+        if not isinstance(used, dict) or not all(isinstance(text, str) for text in used.values()):
+            raise DataError(f"{self._path}: the list of invitations is damaged", file=str(self._path))
         self._members, self._open, self._expelled = dict(members), dict(tokens), set(expelled)  # type: ignore[arg-type]
+        self._used = dict(used)
 
 
 def _digest(token: bytes) -> str:

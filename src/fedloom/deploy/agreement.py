@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.algorithms.protection import EXAMPLES, LOCAL, SHARES
+from fedloom.algorithms.protection import EXAMPLES, LOCAL, SHARES, Protection
 from fedloom.deploy.experiment import Experiment
 from fedloom.deploy.messages import Welcome
 from fedloom.errors import DataError, UsageError
+from fedloom.privacy.secagg import plan
+from fedloom.sampling import SAMPLERS, how_many
 
 SHOWN = {
     "algorithm": ("name",),
@@ -20,7 +22,7 @@ SHOWN = {
     "compression": ("up", "down"),
     "privacy": (
         *("mechanism", "clip", "noise", "target_epsilon", "delta", "noise_seed", "secure_aggregation"),
-        "clip_quantile",
+        *("clip_quantile", "secure_bits", "secure_range", "secure_dropouts"),
     ),
 }
 """What of a configuration is a client's business, by table."""
@@ -54,9 +56,11 @@ class Agreement:
         try:
             said = welcome.experiment["tables"]
             tables = {table: {key: said[table][key] for key in keys} for table, keys in SHOWN.items()}
-        except (KeyError, TypeError) as error:
+            made = cls(welcome.run, welcome.clients, samples, tables, str(welcome.experiment.get("title", ""))[:200])
+            made.least  # noqa: B018 - what it is made of may be anything
+        except (KeyError, TypeError, ValueError, UsageError) as error:
             raise DataError(f"what the server says of the run is damaged ({error})") from error
-        return cls(welcome.run, welcome.clients, samples, tables, str(welcome.experiment.get("title", ""))[:200])
+        return made
 
     def hold(self, experiment: Experiment) -> None:
         """Check that the run that is about to begin is the one that was agreed to.
@@ -69,6 +73,7 @@ class Agreement:
         same = made.mechanism == privacy["mechanism"] and made.clip == privacy["clip"]
         same = same and made.noise_seed == privacy["noise_seed"] and made.secure == privacy["secure_aggregation"]
         same = same and (privacy["noise"] is None or made.multiplier == privacy["noise"])
+        same = same and (made.secure == "off" or self._seals(made))
         codecs = tuple("" if packed[key] == "none" else packed[key] for key in ("up", "down"))
         batchnorm = made.local_statistics == (self.tables["run"]["batchnorm"] == "local")
         training = all(
@@ -76,8 +81,30 @@ class Agreement:
         )
         if not (algorithm and same and training and codecs == (made.up, made.down) and batchnorm):
             raise UsageError("the server asks for something else than what you agreed to: nothing was trained or sent")
-        if made.mechanism in (LOCAL, EXAMPLES) and not made.multiplier:
+        if made.own_noise and not made.multiplier:
             raise UsageError("the server asks to train with privacy, but without noise: nothing was trained or sent")
+
+    def _seals(self, made: Protection) -> bool:
+        """Say whether sums are as was agreed; a client's share of the noise depends on how many it is divided among."""
+        privacy = self.tables["privacy"]
+        known = made.bits == privacy["secure_bits"] and made.range == privacy["secure_range"]
+        return known and made.dropouts == privacy["secure_dropouts"] and made.cohort <= self._asked()[1]
+
+    def _asked(self) -> tuple[int, float]:
+        """Return how many clients a round asks, at least and on average."""
+        said = self.tables["sampling"]
+        if said["scheme"] == "all":
+            return self.clients, self.clients
+        count, rate = how_many(said["per_round"], self.clients)
+        return (count, count) if SAMPLERS[said["scheme"]].counted else (2, rate * self.clients)
+
+    @property
+    def least(self) -> int:
+        """The fewest clients of which the server is to see the sum; 0 where it sees updates one by one."""
+        privacy = self.tables["privacy"]
+        if privacy["secure_aggregation"] == "off":
+            return 0
+        return plan(max(2, self._asked()[0]), privacy["secure_dropouts"]).minimum
 
     @property
     def rounds(self) -> int:
@@ -103,12 +130,15 @@ class Agreement:
     def _privacy(self) -> str:
         said = self.tables["privacy"]
         kind = said["mechanism"]
+        if kind == "none" and self.least:
+            return "no noise: the sum of updates can tell something of the samples that they were made from"
         if kind == "none":
             return "none: an update can tell something of the samples that it was made from"
         hidden = "each of your samples" if kind == EXAMPLES else "you as a whole"
         how = f"epsilon {said['target_epsilon']:g}" if said["target_epsilon"] else f"noise {said['noise']}"
         own = kind in (LOCAL, EXAMPLES, *SHARES)
-        who = "here, before anything is sent" if own else "on the server, which sees your update"
+        seen = f"the sum of {self.least} updates or more" if self.least else "your update"
+        who = "here, before anything is sent" if own else f"on the server, which sees {seen}"
         void = "; void, since the noise can be repeated (noise_seed)" if said["noise_seed"] is not None else ""
         return f"{kind}: hides {hidden} ({how}, delta {said['delta']:g}); noise is added {who}{void}"
 
@@ -117,4 +147,10 @@ class Agreement:
         packed = "" if up == "none" else f", packed as {up}"
         hidden = self.tables["privacy"]["mechanism"] in (LOCAL, EXAMPLES, *SHARES)
         beside = "" if hidden else ", the mean loss and accuracy of training"
+        if self.least:
+            clear = f"how many steps you took{beside}; and how many samples you have"
+            return (
+                "after every round your update of the model's weights, under masks: the server sees only the sum of the "
+                f"updates of {self.least} clients or more. In the clear: {clear}"
+            )
         return f"after every round your update of the model's weights{packed}{beside}; and how many samples you have"

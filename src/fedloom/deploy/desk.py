@@ -4,69 +4,28 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-
-import torch
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from fedloom.clients import Order, Result
 from fedloom.clients import name as number_name
 from fedloom.deploy.checks import Pattern
-from fedloom.deploy.messages import STOP, TRAIN, Receipt, Task, Upload
+from fedloom.deploy.messages import STOP, Receipt, Task, Upload
+from fedloom.deploy.orders import aged, keeping, task_of
+from fedloom.deploy.patience import BUFFER, AtWork, Open, Patience
 from fedloom.deploy.roster import Member, Roster
+from fedloom.deploy.sealing.legs import SECURE
 from fedloom.deploy.seam import Unreachable
 from fedloom.errors import DataError
 from fedloom.records import ClientFailure
 
-TURN = "turn"
-"""The name under which a client's turn, whose state counts, is kept by the server: the state itself stays with the client."""
+if TYPE_CHECKING:
+    from fedloom.deploy.sealing.exchange import Exchange
 
 FAILURES = ("diverged", "dropped")
 """What a client may say of itself."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a round waits.
-
-    Attributes:
-        deadline: Seconds after which a round goes on with what it has; infinite for as long as it takes.
-        away: Seconds without a word after which a client counts as lost.
-        quorum: The fewest updates of a round: it waits for them, whatever the deadline; all that were asked, where these
-            are fewer.
-    """
-
-    deadline: float = float("inf")
-    away: float = 60.0
-    quorum: int = 1
-
-
-@dataclass
-class _Open:
-    """An order on its way.
-
-    Attributes:
-        key: Its round and attempt.
-        tasks: What each client is to do, by number.
-        ends: When it is late, on the monotonic clock.
-        results: What came, by number.
-        had: The numbers whose results have been taken.
-    """
-
-    key: tuple[int, int]
-    tasks: Mapping[int, Task]
-    ends: float
-    results: dict[int, Result] = field(default_factory=dict)
-    had: dict[int, bool] = field(default_factory=dict)
-
-    def answers(self) -> int:
-        """Return how many updates have come."""
-        return sum(self.had.values()) + sum(not isinstance(r, ClientFailure) for r in self.results.values())
-
-    def waits_for(self, number: int) -> bool:
-        """Say whether a client has still to answer."""
-        return number in self.tasks and number not in self.results and number not in self.had
 
 
 class Desk:
@@ -80,13 +39,17 @@ class Desk:
 
     def __init__(self, roster: Roster, patience: Patience, say: Callable[[str], None]) -> None:
         self._roster, self._patience, self._say = roster, patience, say
-        self._changed = threading.Condition()
-        self._open: _Open | None = None
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        self._answered = threading.Condition(lock)  # apart: an answer need not wake every client that waits for a task
+        self._open: Open | None = None
         self._pattern: Pattern | None = None
         self._counted: dict[int, tuple[int, int]] = {}
         self._over = ""
         self._keeps = False
         self._done = 0
+        self._at_work = AtWork(patience)
+        self._sum: Exchange | None = None
 
     def begin(self, pattern: Pattern, *, keeps: bool, done: int) -> None:
         """Take tasks from now on.
@@ -104,21 +67,55 @@ class Desk:
         with self._changed:
             self._over, self._open = reason, None
             self._changed.notify_all()
+            self._answered.notify_all()
 
     def post(self, order: Order) -> None:
         """Give an order out; one that was open is given up."""
-        tasks = {client: self._task(order, i) for i, client in enumerate(order.clients)}
+        tasks = {client: task_of(order, i) for i, client in enumerate(order.clients)}
         with self._changed:
             key = (order.round, order.attempt)
-            self._open = _Open(key, tasks, time.monotonic() + self._patience.deadline)
+            if self._open is not None:
+                self._at_work.over(self._open, self._counted)
+            self._open = Open(key, tasks, time.monotonic() + self._patience.deadline, self._patience.enough)
             self._done = order.round - 1
+            self._changed.notify_all()
+
+    @property
+    def changed(self) -> threading.Condition:
+        """Is told when a client has something to do."""
+        return self._changed
+
+    def largest(self) -> int:
+        """Return how long the longest upload is that a round has a use for, in bytes; 0 before the first one."""
+        return 0 if self._pattern is None else self._pattern.largest
+
+    @property
+    def patience(self) -> Patience:
+        """How long a round waits."""
+        return self._patience
+
+    def asked(self, order: Order) -> Task:
+        """Return what the first client of an order is to do."""
+        return task_of(order, 0)
+
+    def begin_sum(self, made: Exchange) -> None:
+        """Let clients take part in a secure sum from now on."""
+        with self._changed:
+            self._sum = made
             self._changed.notify_all()
 
     def close(self, order: Order) -> None:
         """Give up an order; what comes of it from now on is late."""
         with self._changed:
             if self._open is not None and self._open.key == (order.round, order.attempt):
+                self._at_work.over(self._open, self._counted)
                 self._open = None
+
+    def waits(self) -> tuple[int, list[int]]:
+        """Return the round that is open, and the numbers of the clients that have still to answer; 0 where none is."""
+        with self._changed:
+            now = self._open
+            return (0, []) if now is None else (now.key[0], [number for number in now.tasks if now.waits_for(number)])
 
     def result(self, number: int) -> Result:
         """Wait for a client's result of the order that is open, and take it."""
@@ -138,7 +135,7 @@ class Desk:
                 if time.monotonic() - told > self._patience.away:
                     told = time.monotonic()
                     self._say(self._waiting(now))
-                self._changed.wait(self._pause(now))
+                self._answered.wait(self._pause(now))
 
     def task(self, member: Member, wait: float) -> Task | None:
         """Return what a client is to do; None where nothing came in ``wait`` seconds."""
@@ -148,7 +145,9 @@ class Desk:
                 if self._over:
                     return Task(STOP, reason=self._over)
                 if self._open is not None and self._open.waits_for(member.number):
-                    return self._timed(self._open, member.number)
+                    return self._at_work.task(member.number, self._open) or self._timed(self._open, member.number)
+                if self._sum is not None and (leg := self._sum.task(member.number)) is not None:
+                    return leg
                 left = ends - time.monotonic()
                 if left <= 0:
                     return None
@@ -160,30 +159,75 @@ class Desk:
         Raises:
             Unreachable: The round is not open yet: the server was started again, and the client is faster.
         """
+        if upload.task == SECURE:
+            return self._summed(member, upload)
         key = (upload.round, upload.attempt)
         with self._changed:
-            if self._counted.get(member.number) == key:
-                return Receipt(True, again=True)
             now, pattern = self._open, self._pattern
-            if now is None or pattern is None or key > now.key:
-                if not self._over and upload.round > self._done:
-                    raise Unreachable(f"round {upload.round} is not open yet")
-                return Receipt(False, self._over or f"round {upload.round} is over")
-            if now.key != key:
-                return Receipt(False, f"round {upload.round} is over")
-            if not now.waits_for(member.number):
-                return Receipt(False, f"{member.title} was not asked in this round, or its answer came too late")
+            if now is None or pattern is None or not self._counts(now, member.number, key):
+                return self._unwanted(member, key)
         found, reason = self._judged(pattern, member, upload)  # takes a while: others need not wait
         with self._changed:
             if self._open is not now or not now.waits_for(member.number):
-                again = self._counted.get(member.number) == key
-                return Receipt(again, "" if again else f"round {upload.round} is over", again)
-            now.results[member.number] = found
+                return self._unwanted(member, key)
+            age = now.key[0] - key[0]
+            now.results[member.number] = aged(found, age) if age else found
             self._counted[member.number] = key
-            self._changed.notify_all()
+            self._at_work.tasks.pop(member.number, None)
+            member.took = time.monotonic() - now.began
+            self._answered.notify_all()
         if reason:
             self._say(f"round {upload.round}: {reason}")
         return Receipt(not reason or bool(upload.failure), reason)
+
+    def _counts(self, now: Open, number: int, key: tuple[int, int]) -> bool:
+        """Say whether an answer counts in the round that is open."""
+        if self._counted.get(number) == key or not now.waits_for(number):
+            return False
+        at_work = self._at_work.task(number, now)
+        return self._at_work.age(number, key, now) is not None if at_work is not None else now.key == key
+
+    def _unwanted(self, member: Member, key: tuple[int, int]) -> Receipt:
+        """Answer what does not count now.
+
+        Raises:
+            Unreachable: It may count soon: its round, or the one after it, is not open yet.
+        """
+        now, number = self._open, member.number
+        if self._counted.get(number) == key:
+            return Receipt(True, again=True)
+        if self._over:
+            return Receipt(False, self._over)
+        if key[0] > self._done if now is None else key > now.key:
+            raise Unreachable(f"round {key[0]} is not open yet")
+        if self._buffers(now, number, key):
+            raise Unreachable(f"round {key[0]} is over, and the next one is not open yet")
+        if now is not None and now.key == key and number not in now.tasks:
+            return Receipt(False, f"{member.title} was not asked in this round")
+        if now is not None and now.key == key:
+            return Receipt(False, f"{member.title}'s answer came too late: round {key[0]} is over without it")
+        return Receipt(False, f"round {key[0]} is over")
+
+    def _buffers(self, now: Open | None, number: int, key: tuple[int, int]) -> bool:
+        """Say whether an answer that came between two rounds, or when a round had enough, waits for the next one."""
+        if self._patience.late != BUFFER:
+            return False
+        task = self._at_work.tasks.get(number)
+        known = task is not None and (task.round, task.attempt) == key
+        if now is None:
+            return known
+        if now.key == key:
+            return number in now.given
+        return known and number in now.tasks and now.full()
+
+    def _summed(self, member: Member, upload: Upload) -> Receipt:
+        with self._changed:
+            now, over = self._sum, self._over
+            if now is None or now.round < upload.round:
+                if not over and upload.round > self._done:
+                    raise Unreachable(f"the secure sum of round {upload.round} is not open yet")
+                return Receipt(False, over or f"round {upload.round} is over")
+        return now.take(member, upload)
 
     def _judged(self, pattern: Pattern, member: Member, upload: Upload) -> tuple[Result, str]:
         name = number_name(member.number)
@@ -202,31 +246,20 @@ class Desk:
         made = pattern.update(name, upload)
         if not self._keeps:
             return made, ""
-        return _keeping(made, upload.round, upload.attempt), ""
+        return keeping(made, upload.round, upload.attempt), ""
 
-    def _task(self, order: Order, i: int) -> Task:
-        client, sent = order.clients[i], order.broadcast(i)
-        kept = order.kept.get(client)
-        return Task(
-            TRAIN,
-            order.round,
-            order.attempt,
-            None if sent.data else sent.vector,
-            sent.data,
-            extra=dict(sent.extra),
-            lr=order.lr,
-            stale=order.stale[i] if order.stale else 0,
-            unsent=sent.unsent,
-            facts={} if kept is None else {TURN: [int(n) for n in kept[TURN]]},
-        )
-
-    def _timed(self, now: _Open, number: int) -> Task:
+    def _timed(self, now: Open, number: int) -> Task:
+        now.given.add(number)
         left = now.ends - time.monotonic()
         return replace(now.tasks[number], deadline=max(left, 1e-3)) if left < float("inf") else now.tasks[number]
 
-    def _lost(self, now: _Open, number: int) -> ClientFailure | None:
+    def _lost(self, now: Open, number: int) -> ClientFailure | None:
         """Say that a client will not answer, once the round can do without it."""
         member = self._roster.member(number)
+        if now.full():
+            return ClientFailure(
+                number_name(number), f"{member.title} was not needed: enough others were faster", "surplus"
+            )
         least = min(self._patience.quorum, len(now.tasks))
         if member.left:
             return ClientFailure(number_name(number), f"{member.title} has left: {member.left}", "dropped")
@@ -240,20 +273,14 @@ class Desk:
             return ClientFailure(number_name(number), reason, "late")
         return None
 
-    def _pause(self, now: _Open) -> float:
+    def _pause(self, now: Open) -> float:
         """Return for how long nothing changes by itself."""
         return max(0.01, min(1.0, self._patience.away / 4, now.ends - time.monotonic()))
 
-    def _waiting(self, now: _Open) -> str:
+    def _waiting(self, now: Open) -> str:
         names = [self._roster.member(n).title for n in now.tasks if now.waits_for(n)]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         return f"round {now.key[0]}: waiting for {', '.join(names[:5])}{more}"
-
-
-def _keeping(update: Result, number: int, attempt: int) -> Result:
-    """Let the server note which turn's state counts from now on."""
-    assert not isinstance(update, ClientFailure)
-    return replace(update, kept={TURN: torch.tensor([number, attempt])})
 
 
 @contextmanager

@@ -182,11 +182,16 @@ class Experiment:
         if not code:
             raise UsageError(
                 f"this run trains a model made by {self.code}, which must be on this machine: if you trust that code, "
-                f"pass --model {self.code} (or where it lies here, such as --model folder/{self.code.rpartition('/')[2]})"
+                f"pass --model {self.code}" + _where(self.code)
             )
         model = self.recipe.model
         known = replace(model.architecture, factory=code, base=Path().resolve())
         return replace(self, recipe=replace(self.recipe, model=replace(model, architecture=known)))
+
+
+def _where(code: str) -> str:
+    name = code.rpartition("/")[2]
+    return f" (or where it lies here, such as --model folder/{name})" if ".py:" in name else ""
 
 
 def _recipe(value: Mapping[str, Any], model: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Recipe:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from fedloom.deploy.identity import SIGNATURE, Keys, signed
+from fedloom.deploy.wire import Buffer
 from fedloom.errors import DataError
 
 SERVICE = "fedloom.Federation"
@@ -79,9 +80,9 @@ class Head:
         return head, data[_HEAD.size : HEAD_SIZE], data[HEAD_SIZE:]
 
 
-def chunk(place: int, data: bytes) -> bytes:
+def chunk(place: int, data: Buffer) -> bytes:
     """Return a chunk."""
-    return _CHUNK.pack(place, zlib.crc32(data)) + data
+    return b"".join((_CHUNK.pack(place, zlib.crc32(data)), data))
 
 
 def unchunk(data: bytes) -> tuple[int, memoryview]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
-from fedloom.deploy import frames, grpc_loader, messages
+from fedloom.deploy import frames, given, grpc_loader, messages
 from fedloom.deploy.forms import shown
 from fedloom.deploy.frames import PLACE, Head
 from fedloom.deploy.identity import Keys, context_of
@@ -30,7 +31,7 @@ from fedloom.deploy.messages import (
 )
 from fedloom.deploy.seam import Refused, Unreachable
 from fedloom.deploy.tls import SERVER_NAME, fetch_authority
-from fedloom.deploy.wire import Buffer, chunks
+from fedloom.deploy.wire import Buffer, Summed, chunks
 from fedloom.errors import DataError
 
 T = TypeVar("T")
@@ -49,7 +50,9 @@ class _NoSession(Exception):  # noqa: N818 - it never leaves this file
     """The server does not know the session any more."""
 
 
-def connect(invitation: Invitation, keys: Keys, name: str = "", timeout: float = 30.0) -> GrpcChannel:
+def connect(
+    invitation: Invitation, keys: Keys, name: str = "", timeout: float = 30.0, authority: bytes | None = None
+) -> GrpcChannel:
     """Dial a server and prove who is calling; the server's certificate is checked first.
 
     Args:
@@ -57,6 +60,7 @@ def connect(invitation: Invitation, keys: Keys, name: str = "", timeout: float =
         keys: The client's.
         name: What the client wants to be called; empty when the server knows it.
         timeout: For small calls, in seconds.
+        authority: Whose certificates to trust, PEM, where the server has an organisation's; the usual ones when left out.
 
     Returns:
         A :class:`~fedloom.deploy.seam.Channel`. It reconnects by itself, to a server that was started again, too.
@@ -74,12 +78,13 @@ def connect(invitation: Invitation, keys: Keys, name: str = "", timeout: float =
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.use_local_subchannel_pool", 1),  # a connection of one's own, whoever else calls from this process
         ("grpc.enable_http_proxy", int(not is_loopback(invitation.host))),
     ]
     if invitation.pin == INSECURE:
         channel = grpc.insecure_channel(invitation.address, options)
     elif invitation.pin == PUBLIC:
-        channel = grpc.secure_channel(invitation.address, grpc.ssl_channel_credentials(), options)
+        channel = grpc.secure_channel(invitation.address, grpc.ssl_channel_credentials(authority), options)
     else:
         authority = fetch_authority(invitation.host, invitation.port, invitation.pin, timeout)
         options.append(("grpc.ssl_target_name_override", SERVER_NAME))
@@ -111,12 +116,12 @@ class GrpcChannel:
 
     def register(self, hello: Hello) -> Welcome:
         """See :class:`~fedloom.deploy.seam.Channel`, and so for the methods that follow."""
-        return _read(self._ask(frames.REGISTER, hello, _TRANSFER), Welcome)
+        return _read(*self._ask(frames.REGISTER, hello, _TRANSFER), Welcome)
 
     def next_task(self, wait: float) -> Task | None:
         """See there."""
-        data = self._ask(frames.POLL, Poll(wait), wait + _TRANSFER)
-        return None if is_nothing(data) else _read(data, Task)
+        data, summed = self._ask(frames.POLL, Poll(wait), wait + _TRANSFER)
+        return None if is_nothing(data) else _read(data, summed, Task)
 
     def upload(self, update: Upload) -> Receipt:
         """See there. What a cut connection lost is sent again, and nothing else."""
@@ -128,7 +133,7 @@ class GrpcChannel:
             try:
                 at = self._have(length, digest) if place is None else place
                 best, tries = (at, 0) if at > best else (best, tries)
-                return _read(self._with_session(partial(self._push, parts, length, digest, at)), Receipt)
+                return _read(self._with_session(partial(self._push, parts, length, digest, at)), None, Receipt)
             except Unreachable:
                 if tries == RESUMES or self._closed.wait(0.1 * 2**tries):
                     raise
@@ -162,7 +167,7 @@ class GrpcChannel:
                 invitation = self._invitation
                 data = messages.encode(Open(challenge, self._keys.public, self._name, invitation.token))
                 data += self._keys.sign(self._context, data)
-                opened = _read(self._call(self._open, data, self._timeout), Opened)
+                opened = _read(self._call(self._open, data, self._timeout), None, Opened)
             except _NoSession as error:
                 raise Refused(str(error)) from error
             self._session, self._name = opened.session, opened.name
@@ -173,37 +178,38 @@ class GrpcChannel:
         """What the server calls this client."""
         return self._name
 
-    def _ask(self, method: int, message: Message, timeout: float) -> bytearray:
+    def _ask(self, method: int, message: Message, timeout: float) -> tuple[memoryview, bytes]:
         data = messages.encode(message)
 
-        def once() -> bytearray:
+        def once() -> tuple[memoryview, bytes]:
             request = self._head(method, len(data), data[-32:]) + data
             return self._gathered(self._asking, request, timeout)
 
         return self._with_session(once)
 
-    def _gathered(self, method: Any, request: bytes, timeout: float) -> bytearray:
-        """Put the chunks of an answer together; it grows with what comes, never ahead of it."""
-        answer = bytearray()
+    def _gathered(self, method: Any, request: bytes, timeout: float) -> tuple[memoryview, bytes]:
+        """Put the chunks of an answer together; returns them and their checksum."""
+        have = 0
         try:
             stream = iter(method(request, timeout=timeout))
             length = PLACE.unpack(next(stream))[0]
-            if length > MOST:
-                raise Refused(f"the server sends {length} bytes; {MOST} are the most")
+            answer, summed = _room(length), Summed(length)
             for data in stream:
                 place, content = frames.unchunk(data)
-                if place != len(answer) or place + len(content) > length:
+                if place != have or place + len(content) > length:
                     raise Unreachable("the server's answer has a gap; ask again")
-                answer += content
+                have += len(content)
+                answer[place:have] = content
+                summed.add(content)
         except self._error as error:
             raise self._wrong(error) from error
         except DataError as error:
             raise Unreachable(f"the server's answer was damaged; ask again ({error})") from error
         except ValueError as error:  # the channel is closed
             raise Unreachable("the connection is closed") from error
-        if len(answer) != length:
+        if have != length:
             raise Unreachable("the server's answer was cut; ask again")
-        return answer
+        return answer, summed.digest()
 
     def _have(self, length: int, digest: bytes) -> int:
         def once() -> int:
@@ -255,16 +261,31 @@ class GrpcChannel:
         if code == "ABORTED":  # an upload that was cut
             return Unreachable(said)
         if "handshake" in said and "certificate" in said.lower():
-            return Refused(f"{self._invitation.address} is not the server that the invitation is for")
+            return Refused(given.untrusted(self._invitation, said))
         if code == "UNKNOWN" and said.startswith("Exception "):  # gRPC's words for an error nobody expected
             return Refused(f"the server failed, its log says where ({said})")
         if code in _AGAIN and "larger than max" not in said:
-            return Unreachable(f"{self._invitation.address} cannot be reached now ({code.lower()}: {said})")
+            last = said.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").rpartition("remote host: ")[2]
+            return Unreachable(f"{self._invitation.address} cannot be reached now ({last or code.lower()})")
         return Refused(said or f"the server refuses ({code.lower()})")
 
 
-def _read(data: Buffer, expected: type[M]) -> M:
+def _room(length: int) -> memoryview:
+    """Return room for a message; it takes no memory until it is written to, whatever length was announced.
+
+    Raises:
+        Refused: It is too long.
+    """
+    if length > MOST:
+        raise Refused(f"the server sends {length} bytes; {MOST} are the most")
     try:
-        return decode(data, expected)
+        return memoryview(mmap.mmap(-1, max(1, length)))[:length]
+    except OSError as error:
+        raise Refused(f"the server sends {length} bytes, and there is no room for them ({error.strerror})") from error
+
+
+def _read(data: Buffer, summed: bytes | None, expected: type[M]) -> M:
+    try:
+        return decode(data, expected, summed)
     except DataError as error:
         raise Refused(f"the server's answer cannot be read: {error}") from error

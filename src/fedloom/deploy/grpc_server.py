@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fedloom.deploy import frames, grpc_loader, messages
 from fedloom.deploy.admission import Admission
 from fedloom.deploy.frames import PLACE, Head
+from fedloom.deploy.front import caller
+from fedloom.deploy.grpc_gate import Cut, Gate, TooBusy
 from fedloom.deploy.identity import context_of
 from fedloom.deploy.invitation import INSECURE, Invitation, is_loopback
 from fedloom.deploy.limits import Buckets, Limits
@@ -19,23 +22,16 @@ from fedloom.deploy.seam import Identity, Refused, Service, Unreachable
 from fedloom.deploy.sessions import Sessions, Unknown, damaged
 from fedloom.deploy.staging import Part, Staging
 from fedloom.deploy.tls import Certificates
-from fedloom.deploy.wire import chunks
-from fedloom.errors import DataError, FedloomError, NetworkError, StorageError, UsageError
+from fedloom.deploy.wire import DIGEST, Summed, plain, sealed
+from fedloom.errors import DataError, FedloomError, StorageError, UsageError
 
+T = TypeVar("T")
 Audit = Callable[[Mapping[str, Any]], None]
 """Takes note of a call: ``what``, ``client``, ``address``, and what there is of ``bytes``, ``sha256``, ``round``, ``why``."""
 
 SLICE = 1.0
 """A wait for a task is cut in pieces of so many seconds, so that a client that is gone is noticed."""
 _DETAILS = 1000
-
-
-class TooBusy(NetworkError):  # noqa: N818 - said of the server
-    """The client, or its address, asks too much: later."""
-
-
-class Cut(NetworkError):  # noqa: N818 - said of an upload
-    """A part of an upload did not fit: ask where it goes on."""
 
 
 class Listener:
@@ -46,8 +42,10 @@ class Listener:
         pin: The fingerprint for invitations.
     """
 
-    def __init__(self, server: Any, calls: _Calls, admission: Admission, port: int, pin: str) -> None:
-        self._server, self._calls, self._admission = server, calls, admission
+    def __init__(
+        self, server: Any, threads: Executor, calls: _Calls, admission: Admission, port: int, pin: str
+    ) -> None:
+        self._server, self._threads, self._calls, self._admission = server, threads, calls, admission
         self.port, self.pin = port, pin
 
     def invite(self, host: str, uses: int = 1, port: int | None = None) -> Invitation:
@@ -61,8 +59,9 @@ class Listener:
 
     def stop(self, grace: float = 1.0) -> None:
         """Stop listening; calls have ``grace`` seconds to end. A second call does nothing."""
-        self._calls.stopping = True
+        self._calls.stop()
         self._server.stop(grace).wait(grace + 5.0)
+        self._threads.shutdown(wait=False)
 
 
 def listen(
@@ -73,6 +72,8 @@ def listen(
     limits: Limits | None = None,
     folder: Path | None = None,
     audit: Audit | None = None,
+    whence: Callable[[int], str] | None = None,
+    largest: Callable[[], int] | None = None,
 ) -> Listener:
     """Serve clients over gRPC, from now on, in threads of its own.
 
@@ -84,13 +85,14 @@ def listen(
         limits: What clients may ask; None for the usual.
         folder: Where large uploads are put together; None for the system's place for temporary files.
         audit: Takes note of every call but heartbeats and waiting.
+        whence: Where a call comes from, by the port that it reaches this server from, where something stands in front.
+        largest: Says how long the longest upload is that the run has a use for, in bytes; ``limits.message`` is it when left
+            out.
 
     Raises:
         MissingDependency: ``grpcio`` is not installed.
         UsageError: The address is none, is in use, or is not loopback where there is no TLS.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     grpc = grpc_loader.load()
     limits = limits or Limits()
     host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
@@ -98,8 +100,9 @@ def listen(
         raise UsageError(f"{address}: without TLS a server may listen on 127.0.0.1 only")
     pin = INSECURE if certificates is None else certificates.pin
     calls = _Calls(service, Sessions(admission, context_of(pin)), limits, Staging(folder, limits.stalled), audit)
-    threads = ThreadPoolExecutor(2 * limits.clients + 16, "fedloom-serve")
-    server = grpc.server(threads, options=_options(limits), maximum_concurrent_rpcs=2 * limits.clients + 16)
+    calls.whence, calls.largest = whence, largest
+    threads = ThreadPoolExecutor(limits.threads, "fedloom-serve")  # a client that waits for a task holds one
+    server = grpc.server(threads, options=limits.options(frames.OVERHEAD), maximum_concurrent_rpcs=limits.threads)
     server.add_generic_rpc_handlers((calls.handlers(grpc),))
     try:
         if certificates is None:
@@ -112,23 +115,14 @@ def listen(
     if not port:
         raise UsageError(f"cannot listen on {address}: no such address on this machine, or another server has it")
     server.start()
-    return Listener(server, calls, admission, port, pin)
-
-
-def _options(limits: Limits) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", max(limits.small, limits.chunk) + frames.OVERHEAD),
-        ("grpc.max_send_message_length", limits.chunk + frames.OVERHEAD),
-        ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a share of the calls
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-    ]
+    return Listener(server, threads, calls, admission, port, pin)
 
 
 class _Calls:
     """What the methods of the transport do."""
+
+    whence: Callable[[int], str] | None = None
+    largest: Callable[[], int] | None = None
 
     def __init__(
         self, service: Service, sessions: Sessions, limits: Limits, staging: Staging, audit: Audit | None
@@ -137,7 +131,14 @@ class _Calls:
         self._audit = audit or (lambda _: None)
         self._rates = Buckets(limits.rate, limits.burst)
         self._opens = Buckets(limits.opens, limits.opens_burst)
+        self._gate = Gate(limits.threads // 2, limits.silent, limits.calls)
+        self._gate.watch()
         self.stopping = False
+
+    def stop(self) -> None:
+        """Let nobody wait any longer."""
+        self.stopping = True
+        self._gate.close()
 
     def handlers(self, grpc: Any) -> Any:
         """Return the methods as gRPC wants them."""
@@ -153,26 +154,30 @@ class _Calls:
             (FedloomError, codes.FAILED_PRECONDITION),
         )
         methods = {
-            "Challenge": grpc.unary_unary_rpc_method_handler(self.challenge),
-            "Open": grpc.unary_unary_rpc_method_handler(self.open),
-            "Ask": grpc.unary_stream_rpc_method_handler(self.ask),
-            "Offer": grpc.unary_unary_rpc_method_handler(self.offer),
+            "Challenge": grpc.stream_unary_rpc_method_handler(self._opened(self.challenge)),
+            "Open": grpc.stream_unary_rpc_method_handler(self._opened(self.open)),
+            "Ask": grpc.stream_stream_rpc_method_handler(self._opened(self.ask)),
+            "Offer": grpc.stream_unary_rpc_method_handler(self._opened(self.offer)),
             "Push": grpc.stream_unary_rpc_method_handler(self.push),
         }
         return grpc.method_handlers_generic_handler(frames.SERVICE, methods)
 
+    def _opened(self, method: Callable[[bytes, Any], T]) -> Callable[[Iterator[bytes], Any], T]:
+        """Read a call's message, which gRPC itself would wait for without an end."""
+        return lambda requests, context: method(self._gate.first(requests, context, self._address(context)), context)
+
     def challenge(self, _: bytes, context: Any) -> bytes:
         """Give a client something to sign."""
         with self._answering("challenge", context):
-            if not self._opens.take(_address(context)):
+            if not self._opens.take(self._address(context)):
                 raise TooBusy("too many clients join from this address at once; wait a little")
             return self._sessions.challenge()
 
     def open(self, request: bytes, context: Any) -> bytes:
         """Open a session."""
         with self._answering("open", context):
-            opened = self._sessions.open(request, _address(context))
-            self._audit({"what": "open", "client": opened.name, "address": _address(context)})
+            opened = self._sessions.open(request, self._address(context))
+            self._audit({"what": "open", "client": opened.name, "address": self._address(context)})
             return messages.encode(opened)
 
     def ask(self, request: bytes, context: Any) -> Iterator[bytes]:
@@ -183,16 +188,20 @@ class _Calls:
             if wrong := damaged(head, data):
                 raise wrong
             answer = self._do(head.method, who, data, context)
-            parts = messages.pieces(answer)
-        length, place = sum(len(part) for part in parts), 0
-        if head.method != frames.BEAT and not isinstance(answer, Nothing):
-            self._audit(
-                {**row, "bytes": length, "sha256": bytes(parts[-1]).hex(), "round": getattr(answer, "round", 0)}
-            )
-        yield PLACE.pack(length)
-        for data in chunks(parts, self._limits.chunk):
-            yield frames.chunk(place, data)
-            place += len(data)
+            parts = plain(messages.raw(answer))
+        noted = head.method != frames.BEAT and not isinstance(answer, Nothing)
+        length, place = sum(len(part) for part in parts) + DIGEST, 0
+        summed = Summed(length)
+        try:
+            yield PLACE.pack(length)
+            for piece in sealed(parts, self._limits.chunk, summed):
+                yield frames.chunk(place, piece)
+                place += len(piece)
+        finally:
+            if noted:
+                cut = {} if place == length else {"why": f"{place} of {length} bytes were sent"}
+                sums = {"sha256": summed.digest().hex(), "round": getattr(answer, "round", 0)}
+                self._audit({**row, "bytes": place, **sums, **cut})
 
     def offer(self, request: bytes, context: Any) -> bytes:
         """Say how much of an upload is there already."""
@@ -204,16 +213,17 @@ class _Calls:
     def push(self, requests: Iterator[bytes], context: Any) -> bytes:
         """Take an upload, or the rest of it."""
         with self._answering("upload", context) as row:
-            head, signature, rest = Head.read(next(requests, b""))
+            head, signature, rest = Head.read(self._gate.first(requests, context, self._address(context)))
             who = self._who(head, signature, (frames.UPLOAD,), row)
-            if head.length > self._limits.message:
-                raise Refused(f"an update of {head.length} bytes; this server takes {self._limits.message} at most")
+            most = self._limits.message if self.largest is None else max(self._limits.small, self.largest())
+            if head.length > most:
+                raise Refused(f"an update of {head.length} bytes; this server takes {most} at most")
             if len(rest) != PLACE.size:
                 raise DataError("an upload begins with the place where it goes on")
             try:
                 part, turn = self._staging.begin(who.key, head.digest, head.length, PLACE.unpack(rest)[0])
                 if not part.answer:
-                    for request in requests:
+                    for request in self._gate.rest(requests, context, self._limits.gap):
                         self._staging.add(part, turn, *frames.unchunk(request))
             except DataError as error:
                 raise Cut(str(error)) from error
@@ -228,11 +238,12 @@ class _Calls:
                 raise Cut(f"{part.have} of {part.length} bytes of the upload came")
             kept = b""
             try:
-                data = part.whole()
-                if wrong := damaged(head, data):
-                    raise wrong
-                update = decode(data, Upload)
-                receipt = self._service.upload(who, update)
+                with self._staging.turn(part):
+                    data = part.whole()
+                    if wrong := damaged(head, data):
+                        raise wrong
+                    update = decode(data, Upload, part.summed.digest())
+                    receipt = self._service.upload(who, update)
                 answer = messages.encode(receipt)
                 kept = answer if receipt.accepted else b""
             finally:
@@ -244,6 +255,8 @@ class _Calls:
     def _who(self, head: Head, signature: bytes, methods: tuple[int, ...], row: dict[str, Any]) -> Identity:
         who = self._sessions.check(head, signature, methods)
         row.update(what=frames.METHODS[head.method], client=who.name)
+        if not self._gate.enter(who.name):
+            raise TooBusy(f"{who.name} has too many calls open; wait a little")
         if not self._rates.take(who.key):
             raise TooBusy(f"{who.name} calls too often; wait a little")
         return who
@@ -272,15 +285,16 @@ class _Calls:
     @contextmanager
     def _answering(self, what: str, context: Any) -> Iterator[dict[str, Any]]:
         """Turn an error of fedloom into a status; the audit log has it, too, in the row that is given."""
-        row: dict[str, Any] = {"what": what, "address": _address(context)}
+        row: dict[str, Any] = {"what": what, "address": self._address(context)}
         try:
             yield row
         except FedloomError as error:
             self._audit({**row, "why": str(error), "refused": True})
             code = next(code for kind, code in self._codes if isinstance(error, kind))
             context.abort(code, str(error)[:_DETAILS])
+        finally:
+            if "client" in row:
+                self._gate.leave(row["client"])
 
-
-def _address(context: Any) -> str:
-    """Return where a call comes from, without the port."""
-    return str(context.peer()).rpartition(":")[0]
+    def _address(self, context: Any) -> str:
+        return caller(str(context.peer()), self.whence)

@@ -5,26 +5,31 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedloom import checkpoint, events, files
-from fedloom.algorithms.protection import SHARES
+from fedloom.algorithms import ALGORITHMS
 from fedloom.config import Config, refuse
 from fedloom.config.conflicts import check
 from fedloom.data import load_evaluation, load_pair
 from fedloom.data.dataset import Dataset
+from fedloom.deploy import presence
 from fedloom.deploy.agreement import SHOWN
 from fedloom.deploy.checks import Pattern
-from fedloom.deploy.desk import Desk, Patience
+from fedloom.deploy.desk import Desk
 from fedloom.deploy.engine import Remote
 from fedloom.deploy.experiment import Experiment, Samples
+from fedloom.deploy.leaning import lean, leant
+from fedloom.deploy.patience import Patience
 from fedloom.deploy.roster import Roster
+from fedloom.deploy.sealing.engine import Sealed, Sums
 from fedloom.deploy.server import Server
-from fedloom.errors import DataError, TrainingError
+from fedloom.errors import DataError, FedloomError, StorageError, TrainingError, UsageError
 from fedloom.models import io
 from fedloom.models.model import Model
+from fedloom.privacy.secagg.primitives import check_installed
 from fedloom.simulation import folder as folders
 from fedloom.simulation.course import Course
 from fedloom.simulation.folder import CONFIG, Folder
@@ -37,6 +42,9 @@ NOTHING = "none"
 
 FACTS = "served.json"
 """What makes a folder that of a served run: its name."""
+
+BEGUN = "begun"
+"""Said there once every client can take part: whoever comes back is not asked again."""
 
 GOODBYE = 5.0
 """Seconds in which clients can hear that the run is over."""
@@ -62,6 +70,19 @@ class Terms:
     test: str | None = None
     trial: bool = False
     data_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a number that is none."""
+        patience = self.patience
+        for name, value, least in (
+            ("deadline", patience.deadline, "0 for as long as it takes"),
+            ("away", patience.away, "such as 60"),
+            ("norm-bound", self.longest, "such as 10"),
+        ):
+            if not value > 0:
+                raise UsageError(f"--{name} {value:g}: a number above 0 is expected ({least})")
+        if patience.quorum < 1:
+            raise UsageError(f"--quorum {patience.quorum}: a round needs 1 update at least")
 
 
 USUAL = Terms()
@@ -94,26 +115,36 @@ def host(
         TrainingError: A client cannot take part.
     """
     config = served(config)
-    opened, run = _opened(path, config)
+    terms = replace(terms, patience=terms.patience.served(config))
+    if config.privacy.secure_aggregation != "off":
+        _check_sums(terms)
     data, test = _data(config, terms)
+    opened, run = _opened(path, config)
     roster = Roster(path, config.data.clients)
-    done = (checkpoint.numbers(opened.checkpoints) or [0])[-1]
-    roster.fix(begun=done > 0)
+    done = _done(opened)
+    begun = done > 0 or bool(files.read_json(path / FACTS).get(BEGUN))
+    roster.fix(begun=begun)
     desk = Desk(roster, terms.patience, say)
     known = None if data is None else Samples.of(data)
     server = Server(run, shown(config), _title(config), roster, desk, known, say)
-    with listen(server) as told:
+    with presence.told(path, roster, desk, terms.patience.away), listen(server) as told:
         try:
-            server.wait_full(told)
+            server.wait_full(told, terms.patience.away)
             setup = _setup(config, server, data, test, terms)
-            _begin(setup, server, desk, run, done, terms)
-            if not done:
+            lean(setup, path)
+            _begin(setup, server, desk, run, done, terms, check=not begun)
+            if not begun:
                 _checked(server, roster, terms)
-            made = Course(setup, opened, Remote(desk)).run(progress)
+                files.write_json(path / FACTS, {"run": run, BEGUN: True})
+            sums = _sums(setup, opened, run, desk, roster, say)
+            engine, gather = (Remote(desk), None) if sums is None else (sums, sums.gather)
+            made = Course(setup, opened, engine, gather).run(progress)
             if made.stopped != "interrupted":
                 server.stop("the run is over")
                 server.wait_told(GOODBYE)
-        except TrainingError as error:
+        except StorageError:
+            raise  # started again, it goes on: clients wait for that
+        except FedloomError as error:
             server.stop(f"the run has ended: {error}")
             server.wait_told(GOODBYE)
             raise
@@ -140,10 +171,8 @@ def shown(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _conflicts(config: Config) -> Iterator[str]:
-    from fedloom.algorithms import ALGORITHMS
-
     name, run = config.algorithm.name, config.run
-    if name in ALGORITHMS and name in ("central", "local-only", "fedbuff"):
+    if name in ALGORITHMS and name in ("central", "local-only"):
         yield f"{name} cannot be served over a network (yet): fedloom simulate runs it"
     if config.network != type(config.network)():
         yield "[network] simulates slow clients, and these are real: leave it out"
@@ -151,8 +180,6 @@ def _conflicts(config: Config) -> Iterator[str]:
         yield "deadline and over_selection are of the simulated clock: pass --deadline to fedloom serve"
     if config.attack.kind != "none":
         yield "attacks are simulated: leave [attack] out"
-    if config.privacy.secure_aggregation != "off" or config.privacy.mechanism in SHARES:
-        yield "secure aggregation does not go over the network yet: set secure_aggregation to off"
     if config.data.holdout or config.evaluation.clients_every:
         yield "clients do not keep samples apart over the network yet: leave out holdout and clients_every"
     if run.batchnorm == "recalibrate":
@@ -190,6 +217,10 @@ def _data(config: Config, terms: Terms) -> tuple[Dataset | None, Dataset | None]
         data, test = load_pair(config.data.source, terms.data_dir, test_fraction=part, seed=seed)
     if terms.test is not None:
         test = None if terms.test == NOTHING else load_evaluation(terms.test, terms.data_dir)
+        if data is not None and test is not None:
+            test = Samples.of(data).fit(test)
+    if data is not None:
+        _model(config, data)  # one that cannot be made is known before anybody joins
     return data if data is not None else test, test
 
 
@@ -199,7 +230,10 @@ def _setup(config: Config, server: Server, data: Dataset | None, test: Dataset |
     assert known is not None
     alike = known.nothing(sum(sizes), config.data.source)
     model = _model(config, data if data is not None else alike)
-    return prepare_remote(config, model, alike, test, sizes, terms.data_dir)
+    made = prepare_remote(config, model, alike, test, sizes, terms.data_dir)
+    if not made.algorithm.buffered:
+        return made
+    return replace(made, algorithm=replace(made.algorithm, buffered=0, everyone=True))  # the desk has the buffer
 
 
 def _model(config: Config, data: Dataset) -> Model:
@@ -212,18 +246,40 @@ def _model(config: Config, data: Dataset) -> Model:
     return model
 
 
-def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms: Terms) -> None:
+def _check_sums(terms: Terms) -> None:
+    check_installed()
+    if terms.longest < float("inf"):
+        raise UsageError(
+            "--norm-bound looks at single updates, and secure aggregation shows none: leave it out, and set a clip"
+        )
+
+
+def _done(opened: Folder) -> int:
+    """Return the number of the last checkpoint; 0 where there is none."""
+    return (checkpoint.numbers(opened.checkpoints) or [0])[-1]
+
+
+def _sums(
+    setup: Setup, opened: Folder, run: str, desk: Desk, roster: Roster, say: Callable[[str], None]
+) -> Sealed | None:
+    """Return what makes the sums of a run whose updates are sealed; None where they are not."""
+    made = setup.protection.gather(setup.algorithm, setup.model)
+    if made is None:
+        return None
+    size = setup.model.layout.size
+    return Sealed(Sums(run, opened.path, desk, roster, made, size, lambda: _done(opened), say))
+
+
+def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms: Terms, *, check: bool) -> None:
     plan = plan_untried(setup.config)
     setup = setup.computed_in(plan["precision"])
-    recipe = setup.recipe(plan["chosen"])
+    recipe = leant(setup.recipe(plan["chosen"]), setup)
     known = server.samples
     assert known is not None
-    sent = setup.algorithm.broadcast(setup.algorithm.init(setup.start.cpu()))
-    pattern = Pattern.of(recipe, sent, setup.lr(1), terms.longest)
-    if pattern is None:
-        raise TrainingError("training diverges on two samples of zeros: take a smaller lr")
+    sent = setup.algorithm.broadcast(setup.algorithm.init(setup.start))
+    pattern = Pattern.of(setup.side(plan["chosen"]), recipe.protection, sent, setup.lr(1), terms.longest)
     desk.begin(pattern, keeps=setup.algorithm.keeps, done=done)
-    server.begin(Experiment(run, recipe, known, _title(setup.config)), check=not done, trial=terms.trial)
+    server.begin(Experiment(run, recipe, known, _title(setup.config)), check=check, trial=terms.trial)
 
 
 def _checked(server: Server, roster: Roster, terms: Terms) -> None:

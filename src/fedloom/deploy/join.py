@@ -11,17 +11,26 @@ from pathlib import Path
 
 from fedloom.data.dataset import Dataset
 from fedloom.data.sources import load_training
+from fedloom.deploy import given
 from fedloom.deploy.agreement import Agreement
 from fedloom.deploy.client import PATIENT, Client, Manners
 from fedloom.deploy.identity import Keys
-from fedloom.deploy.invitation import Invitation
+from fedloom.deploy.invitation import PUBLIC, Invitation
+from fedloom.deploy.locking import alone
 from fedloom.deploy.seam import Channel, Unreachable
-from fedloom.deploy.settling import settled
+from fedloom.deploy.settling import ended_by_sigterm, settled
 from fedloom.deploy.transport_grpc import connect
 from fedloom.errors import UsageError
+from fedloom.models.model import device
 
 HOME = "FEDLOOM_HOME"
 KEY = "identity.key"
+
+
+def ask(found: Agreement) -> bool:
+    """Show what will be done, and ask in the terminal or the notebook."""
+    print(*found.lines(), sep="\n", flush=True)
+    return input("take part? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def join(
@@ -29,12 +38,13 @@ def join(
     data: str | Path | Dataset,
     *,
     name: str | None = None,
-    agree: Callable[[Agreement], bool],
+    agree: Callable[[Agreement], bool] = ask,
     state: str | Path | None = None,
     number: int | None = None,
     model: str | None = None,
     device_name: str | None = None,
     data_dir: str | Path | None = None,
+    authority: str | Path | None = None,
     manners: Manners = PATIENT,
     say: Callable[[str], None] = lambda text: print(text, flush=True),
 ) -> str:
@@ -44,12 +54,13 @@ def join(
         invitation: What the server printed.
         data: The samples: a path with options, as ``split`` takes them, a member's folder, a name or a data set.
         name: What to be called; the user's name when left out.
-        agree: Shown what will be done; says whether to go on.
+        agree: Shown what will be done; says whether to go on. It asks the user when left out.
         state: The folder for the key, the state and the log of what was sent; ``~/.fedloom/NAME`` when left out.
         number: The number among the clients to ask for; any that is free when left out.
         model: The function that makes the model, where the run needs code of yours.
         device_name: ``cpu`` or ``cuda``; a GPU when there is one.
         data_dir: Where data sets lie.
+        authority: Whose certificates to trust (PEM), where the server has one that your organisation made.
         manners: How long to wait for the server.
         say: Told what the user should know, a line at a time.
 
@@ -62,22 +73,57 @@ def join(
         NetworkError: The server cannot be reached, or refuses.
     """
     invited = Invitation.parse(invitation)
-    name = name or _user()
-    folder = Path(state) if state is not None else _home() / _folder(name)
+    device(device_name)
+    name, folder = place_of(name, state)
     own = data if isinstance(data, Dataset) else load_training(data, data_dir)
     say(f"{own!r} is yours, and stays here")
-    keys = Keys.at(folder / KEY)
-    with settled(), closing(_dialled(invited, keys, name, manners, say)) as channel:
-        return Client(
-            channel, name, own, folder, agree, code=model, number=number, where=device_name, manners=manners, say=say
-        ).run()
+    trusted = None if authority is None else _trusted(invited, Path(authority))
+    with (
+        ended_by_sigterm(),
+        alone(folder, f"{folder}: another 'fedloom join' runs with this folder: choose another --name"),
+    ):
+        keys = Keys.at(folder / KEY)
+        with settled(), closing(_dialled(invited, keys, name, manners, trusted, say)) as channel:
+            return Client(
+                channel,
+                name,
+                own,
+                folder,
+                agree,
+                code=model,
+                number=number,
+                where=device_name,
+                manners=manners,
+                keys=keys,
+                say=say,
+            ).run()
 
 
-def _dialled(invited: Invitation, keys: Keys, name: str, manners: Manners, say: Callable[[str], None]) -> Channel:
+def place_of(name: str | None, state: str | Path | None) -> tuple[str, Path]:
+    """Return what a client is called, and where it keeps its things.
+
+    Raises:
+        UsageError: The user has no name.
+    """
+    name = name or _user()
+    return name, Path(state) if state is not None else _home() / _folder(name)
+
+
+def _trusted(invited: Invitation, path: Path) -> bytes:
+    if invited.pin != PUBLIC:
+        raise UsageError(
+            "--authority goes with a server that has a certificate of its own; this one's is in the invitation"
+        )
+    return given.authority(path)
+
+
+def _dialled(
+    invited: Invitation, keys: Keys, name: str, manners: Manners, authority: bytes | None, say: Callable[[str], None]
+) -> Channel:
     since, told = time.monotonic(), False
     while True:
         try:
-            return connect(invited, keys, name)
+            return connect(invited, keys, name, authority=authority)
         except Unreachable as error:
             if time.monotonic() - since > manners.patience:
                 raise

@@ -6,7 +6,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from fedloom.errors import UsageError
 
@@ -16,7 +17,8 @@ class Limits:
     """What a server takes and gives.
 
     Attributes:
-        message: The largest message of a client, in bytes; a larger one is refused before it is sent.
+        message: The largest message of a client, in bytes, where the run does not say it; a larger one is refused before it
+            is sent.
         small: The largest message that is sent in one piece (all but uploads), in bytes.
         chunk: The pieces that large messages are sent in, in bytes.
         wait: The longest a client may wait for a task in one call, in seconds.
@@ -24,7 +26,10 @@ class Limits:
         burst: Calls of one client at once.
         opens: Sessions per second from one address; a class may share one.
         opens_burst: Sessions from one address at once.
-        clients: Connections at the same time.
+        clients: Clients at the same time.
+        calls: Calls of one client, or of one connection, at the same time.
+        silent: Seconds in which a call has to say who it is.
+        gap: Seconds in which the next piece of an upload has to come.
         stalled: A part of an upload is kept for so many seconds.
     """
 
@@ -37,6 +42,9 @@ class Limits:
     opens: float = 20.0
     opens_burst: float = 400.0
     clients: int = 512
+    calls: int = 32
+    silent: float = 10.0
+    gap: float = 120.0
     stalled: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -51,10 +59,38 @@ class Limits:
             "opens",
             "opens_burst",
             "clients",
+            "calls",
+            "silent",
+            "gap",
             "stalled",
         ):
             if not getattr(self, name) > 0:
                 raise UsageError(f"the limit {name} is {getattr(self, name)}; it must be above 0")
+
+    @classmethod
+    def of(cls, clients: int) -> Self:
+        """Return the usual limits for a run with so many clients, all of whom may be behind one address."""
+        usual = cls()
+        return replace(usual, clients=max(64, clients), opens_burst=max(usual.opens_burst, 2.0 * clients))
+
+    def options(self, overhead: int) -> list[tuple[str, int]]:
+        """Return what gRPC is to know; ``overhead`` is what a piece may have around it, in bytes."""
+        return [
+            ("grpc.max_receive_message_length", max(self.small, self.chunk) + overhead),
+            ("grpc.max_send_message_length", self.chunk + overhead),
+            ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a share of the calls
+            ("grpc.keepalive_time_ms", 20_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.max_concurrent_streams", self.calls),
+            ("grpc.server_handshake_timeout_ms", int(1000 * self.silent)),
+        ]
+
+    @property
+    def threads(self) -> int:
+        """How many calls the server takes at once: each client waits in one, and may make another one meanwhile."""
+        return 2 * self.clients + 16
 
 
 @dataclass

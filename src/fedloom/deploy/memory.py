@@ -66,8 +66,13 @@ class Memory:
             bytes(tensors[DATA].numpy()) if DATA in tensors else b"",
         )
 
-    def save(self, task: Task, update: ClientUpdate) -> None:
+    def save(self, task: Task, update: ClientUpdate, digested: str | None = None) -> None:
         """Write a turn down, before its answer is sent.
+
+        Args:
+            task: What was to be done.
+            update: What was made of it, with what is kept.
+            digested: The task's :func:`digest`, where it is known.
 
         Raises:
             StorageError: The disk is full.
@@ -81,7 +86,7 @@ class Memory:
             **{KEPT + key: value for key, value in kept.items()},
         }
         facts = {
-            "task": digest(task),
+            "task": digested or digest(task),
             "client": update.client,
             "weight": update.weight,
             "steps": update.steps,
@@ -89,6 +94,15 @@ class Memory:
             "bytes": update.bytes_up,
         }
         files.write_tensors(self._path((task.round, task.attempt)), tensors, {ABOUT: json.dumps(facts)})
+
+    def beside(self, turn: Turn) -> dict[str, Tensor]:
+        """Return what is beside the update of a turn, by name; nothing where the turn is not there.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        path = self._path(turn)
+        return _named(_read(path)[0], EXTRA) if path.is_file() else {}
 
     def kept(self, turn: Turn) -> Kept | None:
         """Return what the client kept after a turn; None where that is not there any more.
@@ -113,6 +127,17 @@ class Memory:
 
     def _path(self, turn: Turn) -> Path:
         return self.folder / f"turn-{turn[0]:08d}-{turn[1]}.safetensors"
+
+
+def plain(run: str) -> str:
+    """Return a run's name as the name of a folder.
+
+    Raises:
+        DataError: It is none.
+    """
+    if not run or not all(c.isalnum() or c in "-_" for c in run):
+        raise DataError("the server gives this run a name that is none")
+    return run
 
 
 def digest(task: Task) -> str:

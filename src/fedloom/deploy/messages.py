@@ -237,6 +237,15 @@ def pieces(message: Message) -> list[Buffer]:
     Raises:
         DataError: Something in it cannot be sent.
     """
+    return wire.pieces(raw(message))
+
+
+def raw(message: Message) -> Raw:
+    """Return a message as the wire knows it; vectors are not copied.
+
+    Raises:
+        DataError: Something in it cannot be sent.
+    """
     facts: dict[str, Any] = {}
     arrays: dict[tuple[str, str], Tensor | bytes] = {}
     kind = next(number for number, cls in KINDS.items() if cls is type(message))
@@ -248,7 +257,7 @@ def pieces(message: Message) -> list[Buffer]:
             arrays.update({(name, key): one for key, one in value.items()})
         elif value is not None and (form.type is Tensor or value):
             arrays[name, ""] = value
-    return wire.pieces(Raw(kind, facts, arrays))
+    return Raw(kind, facts, arrays)
 
 
 def encode(message: Message) -> bytes:
@@ -256,23 +265,28 @@ def encode(message: Message) -> bytes:
     return b"".join(pieces(message))
 
 
-def decode(data: Buffer, expected: type[M]) -> M:
-    """Read a message of an expected kind; tensors share the memory of ``data`` where that is a bytearray.
+def decode(data: Buffer, expected: type[M], summed: bytes | None = None) -> M:
+    """Read a message of an expected kind; tensors share the memory of ``data`` where that may be written to.
+
+    Args:
+        data: Its bytes.
+        expected: The kind.
+        summed: See :func:`fedloom.deploy.wire.read`.
 
     Raises:
         DataError: The bytes are no such message, whatever else they may be.
     """
-    raw = wire.read(data)
-    if KINDS.get(raw.kind) is not expected:
-        raise DataError(f"expected the message {expected.__name__}, found kind {raw.kind}")
+    found = wire.read(data, summed)
+    if KINDS.get(found.kind) is not expected:
+        raise DataError(f"expected the message {expected.__name__}, found kind {found.kind}")
     known = _FORMS[expected]
     values: dict[str, Any] = {}
-    for name, value in raw.facts.items():
+    for name, value in found.facts.items():
         form = known.get(name)
         if not isinstance(form, Fact):
             raise DataError(f"{expected.__name__} has no {name[:64]!r}: update fedloom on both sides")
         values[name] = form.check(value, name)
-    for (name, key), array in raw.arrays.items():
+    for (name, key), array in found.arrays.items():
         form = known.get(name)
         if not isinstance(form, Array) or not isinstance(array, form.type) or (key and not form.many):
             raise DataError(f"{expected.__name__}: {name[:64]!r} is no such array")

@@ -29,6 +29,7 @@ class Member:
         doing: What it is at, in its words.
         left: Why it went for good; empty while it has not.
         agreed: Whether it has asked for a task: it has seen what will be done, and wants it.
+        took: How many seconds its last update took, from the order to the whole answer; 0 before.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Member:
     doing: str = field(default="", compare=False)
     left: str = field(default="", compare=False)
     agreed: bool = field(default=False, compare=False)
+    took: float = field(default=0.0, compare=False)
 
     @property
     def title(self) -> str:
@@ -66,6 +68,7 @@ class Roster:
         self._fixed = False
         if self._path.is_file():
             self._members = {member.key: member for member in _read(self._path)}
+        self._numbers = {member.number: member for member in self._members.values()}
 
     def admit(self, who: Identity, samples: int, wish: int | None = None) -> Member:
         """Take a client in, or back.
@@ -110,6 +113,7 @@ class Roster:
     def _write(self) -> None:
         rows = [_row(member) for member in sorted(self._members.values(), key=lambda m: m.number)]
         files.write_json(self._path, {"clients": rows})
+        self._numbers = {member.number: member for member in self._members.values()}
 
     def leave(self, member: Member, reason: str) -> None:
         """Take note that a client is gone for good; before the list is fixed, its place is free again."""
@@ -117,6 +121,16 @@ class Roster:
             member.left = reason
             if not self._fixed and self._members.pop(member.key, None) is not None:
                 self._write()
+
+    def drop(self, seconds: float) -> list[Member]:
+        """Free the places of those that were not heard of for so many ``seconds``, before the list is fixed."""
+        with self._lock:
+            gone = [] if self._fixed else [one for one in self._members.values() if self.silent(one) > seconds]
+            for one in gone:
+                del self._members[one.key]
+            if gone:
+                self._write()
+            return gone
 
     def fix(self, *, begun: bool = False) -> bool:
         """Let the list be what it is from now on, if all places are taken by clients that agreed; says whether it is.
@@ -156,7 +170,8 @@ class Roster:
 
     def member(self, number: int) -> Member:
         """Return the client of a number."""
-        return next(member for member in self.members() if member.number == number)
+        with self._lock:
+            return self._numbers[number]
 
     def silent(self, member: Member) -> float:
         """Return for how many seconds a client was not heard of."""

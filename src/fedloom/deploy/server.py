@@ -14,12 +14,15 @@ from typing import Any
 from fedloom import __version__
 from fedloom.deploy.desk import Desk
 from fedloom.deploy.experiment import Experiment, Samples
-from fedloom.deploy.messages import CHECK, STOP, Hello, Receipt, Task, Upload, Welcome
+from fedloom.deploy.messages import CHECK, Hello, Receipt, Task, Upload, Welcome
 from fedloom.deploy.roster import Member, Roster
+from fedloom.deploy.sealing.legs import IDENTITIES
 from fedloom.deploy.seam import Identity, Refused
 from fedloom.errors import DataError
 
 READY, TABLES, SAMPLES, TITLE, NUMBER, TRY = "ready", "tables", "samples", "title", "number", "try"
+OVER = "over"
+"""What a client is at when it has heard that the run is over."""
 
 
 class Server:
@@ -54,6 +57,7 @@ class Server:
         self._failed: dict[int, str] = {}
         self._over = False
         self._told: set[int] = set()
+        self.parted: Callable[[bytes], None] = lambda _: None
 
     def members(self) -> list[Member]:
         """Return who takes part, by number."""
@@ -72,6 +76,10 @@ class Server:
             self._unchecked = {member.number for member in self._roster.members()} if check else set()
             self._changed.notify_all()
 
+    def largest(self) -> int:
+        """Return how long the longest upload is that this run has a use for, in bytes; 0 while it has none."""
+        return self._desk.largest()
+
     def stop(self, reason: str) -> None:
         """Tell clients that the run is over."""
         with self._changed:
@@ -80,7 +88,10 @@ class Server:
             self._changed.notify_all()
 
     def wait_told(self, seconds: float) -> None:
-        """Wait until every client has heard that the run is over, for so many ``seconds`` at most."""
+        """Wait until every client says that it has heard that the run is over, for so many ``seconds`` at most.
+
+        That it was sent means nothing: the connection may have been cut.
+        """
         ends = time.monotonic() + seconds
         with self._changed:
             while time.monotonic() < ends:
@@ -88,11 +99,17 @@ class Server:
                     return
                 self._changed.wait(0.05)
 
-    def wait_full(self, told: Callable[[int], None]) -> None:
-        """Wait until all places are taken by clients that agreed; ``told`` hears how many are, whenever that changes."""
+    def wait_full(self, told: Callable[[int], None], away: float = float("inf")) -> None:
+        """Wait until all places are taken by clients that agreed; ``told`` hears how many are, whenever that changes.
+
+        The place of a client that says nothing for ``away`` seconds is free again.
+        """
         last = -1
         with self._changed:
             while True:
+                for gone in self._roster.drop(away):
+                    self.parted(bytes.fromhex(gone.key))
+                    self._say(f"{gone.title} was not heard of for {away:g} s; its place is free again")
                 fixed, count = self._roster.fix(), self._roster.there()
                 if count != last:
                     told(self._roster.count if fixed else count)
@@ -120,15 +137,24 @@ class Server:
         with self._changed:
             if self._over:
                 raise Refused("the run is over")
-            self._check_samples(who, hello)
-            wish = hello.facts.get(NUMBER)
             new = len(self._roster.members())
-            member = self._roster.admit(who, hello.samples, wish if type(wish) is int else None)
+            member = self._admitted(who, hello)
             if len(self._roster.members()) > new:
                 other = "" if hello.version == __version__ else f" (with fedloom {hello.version})"
                 self._say(f"{member.title} joined with {member.samples} samples{other}")
             self._changed.notify_all()
             return self._welcome(member)
+
+    def _admitted(self, who: Identity, hello: Hello) -> Member:
+        """Take a client in; the invitation of one that is refused can be used again."""
+        wish = hello.facts.get(NUMBER)
+        try:
+            self._check_samples(who, hello)
+            return self._roster.admit(who, hello.samples, wish if type(wish) is int else None)
+        except Refused:
+            if all(member.key != who.key.hex() for member in self._roster.members()):
+                self.parted(who.key)
+            raise
 
     def _check_samples(self, who: Identity, hello: Hello) -> None:
         try:
@@ -139,6 +165,9 @@ class Server:
             self.samples = found
         if found.shape != self.samples.shape:
             raise Refused(f"{who.name}: samples of shape {found.shape}, those of this run have {self.samples.shape}")
+        if strange := [text for text in found.class_names if text not in self.samples.class_names]:
+            known = ", ".join(self.samples.class_names[:10])
+            raise Refused(f"{who.name}: class '{strange[0][:80]}' is none of those in this run ({known})")
 
     def _welcome(self, member: Member) -> Welcome:
         made, count = self._experiment, self._roster.count
@@ -146,7 +175,9 @@ class Server:
         facts = {READY: made is not None, TABLES: dict(self._tables), SAMPLES: samples, TITLE: self._title}
         if made is None:
             return Welcome(member.number, count, self._run, facts)
-        return Welcome(member.number, count, self._run, {**facts, **made.facts()}, made.model(), made.tensors())
+        secure = made.recipe.protection.secure != "off"
+        keys = {IDENTITIES: b"".join(bytes.fromhex(one.key) for one in self._roster.members())} if secure else {}
+        return Welcome(member.number, count, self._run, {**facts, **made.facts()}, made.model(), made.tensors(), keys)
 
     def next_task(self, who: Identity, wait: float) -> Task | None:
         """See there."""
@@ -162,12 +193,7 @@ class Server:
                 if left <= 0:
                     return None
                 self._changed.wait(left)
-        task = self._desk.task(member, max(0.0, ends - time.monotonic()))
-        if task is not None and task.kind == STOP:
-            with self._changed:
-                self._told.add(member.number)
-                self._changed.notify_all()
-        return task
+        return self._desk.task(member, max(0.0, ends - time.monotonic()))
 
     def upload(self, who: Identity, update: Upload) -> Receipt:
         """See there."""
@@ -179,15 +205,33 @@ class Server:
                 self._unchecked.discard(member.number)
                 if update.failure:
                     self._failed[member.number] = update.reason or "it cannot take part"
+                elif self._trial:
+                    self._say(f"{member.title} {_tried(update.facts)}")
                 self._changed.notify_all()
         return Receipt(True)
 
     def heartbeat(self, who: Identity, doing: str) -> None:
         """See there."""
-        self._roster.find(who).doing = doing
+        member = self._roster.find(who)
+        member.doing = doing
+        with self._changed:
+            if self._over and doing == OVER:
+                self._told.add(member.number)
+                self._changed.notify_all()
 
     def leave(self, who: Identity, reason: str) -> None:
         """See there."""
         member = self._roster.find(who)
         self._roster.leave(member, reason or "it gave no reason")
+        if member not in self._roster.members():
+            self.parted(who.key)
         self._say(f"{member.title} has left: {member.left}")
+
+
+def _tried(facts: Mapping[str, Any]) -> str:
+    """Say how a client's first batch went."""
+    seconds, batch, loss = (facts.get(key) for key in ("seconds", "batch", "loss"))
+    if not isinstance(seconds, float) or not isinstance(batch, int):
+        return "is ready"
+    told = f", loss {loss:.3g}" if isinstance(loss, float) else ""
+    return f"is ready: trained one batch of {batch} samples in {seconds:.2g} s{told}"

@@ -108,7 +108,9 @@ class Sessions:
         if head.method not in methods or not head.is_of(session.who.key, self._context, signature):
             raise Refused("the signature of a call is wrong")
         if not self._admission.is_member(session.who.key):
-            raise Refused("this client was sent away by the server")
+            if self._admission.was_expelled(session.who.key):
+                raise Refused("this client was sent away by the server")
+            raise Refused(f"{session.who.name} has no place in this run (any more): join again")
         with self._lock:
             if not session.numbers.use(head.number):
                 raise Refused("a call came a second time: somebody may have recorded it")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,19 +13,26 @@ import numpy as np
 import torch
 
 from fedloom.algorithms.base import Broadcast, Kept
+from fedloom.algorithms.sealed import SEALED
 from fedloom.clients import ClientSide, Order, Population
 from fedloom.clients import name as number_name
 from fedloom.data.dataset import Dataset
-from fedloom.deploy.desk import TURN
+from fedloom.deploy.beside import Beside
 from fedloom.deploy.experiment import Experiment
-from fedloom.deploy.memory import Memory, Turn
+from fedloom.deploy.memory import Memory, Turn, digest
 from fedloom.deploy.messages import CHECK, TRAIN, Task, Upload
+from fedloom.deploy.orders import TURN
 from fedloom.deploy.packed import Packed
+from fedloom.deploy.sealing.legs import READY
+from fedloom.deploy.wire import ALIGN
 from fedloom.engines.messages import Index
 from fedloom.errors import DataError, FedloomError
 from fedloom.models.model import device
 from fedloom.records import ClientFailure, ClientUpdate
 from fedloom.training.shard import Shard
+
+SECONDS, BATCH, LOSS = "seconds", "batch", "loss"
+"""What a client tells of a trial."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +82,28 @@ class Side:
         return cls(number, replace(made, population=Population(pool, index)), memory, say, packed, noisy)
 
     def check(self, *, trial: bool) -> Upload:
-        """Say that all is ready; with ``trial`` after training one round's worth, of which nothing is kept or sent."""
-        if trial:
-            vector = self.trained.model.vector()
-            try:
-                algorithm = self.trained.algorithm
-                sent = algorithm.broadcast(algorithm.init(vector))
-                self._turn(Task(CHECK, vector=sent.vector, extra=dict(sent.extra), lr=self.trained.config.lr), None)
-            except FedloomError as error:
-                return Upload(0, task=CHECK, failure="dropped", reason=str(error))
-        return Upload(0, task=CHECK)
+        """Say that all is ready; with ``trial`` after training one batch, of which nothing but the time and loss is told."""
+        if not trial:
+            return Upload(0, task=CHECK)
+        algorithm, one = self.trained.algorithm, self._first_batch()
+        sent = algorithm.broadcast(algorithm.init(self.trained.model.vector()))
+        began = time.perf_counter()
+        found = one._turn(Task(CHECK, vector=sent.vector, extra=dict(sent.extra), lr=self.trained.config.lr), None)
+        if isinstance(found, ClientFailure):
+            return Upload(0, task=CHECK, failure="dropped", reason=found.reason)
+        told: dict[str, float] = {SECONDS: time.perf_counter() - began, BATCH: len(one.trained.population.pool)}
+        if not self.noisy and math.isfinite(found.metrics["loss"]):
+            told[LOSS] = found.metrics["loss"]
+        return Upload(0, task=CHECK, facts=told)
+
+    def _first_batch(self) -> Side:
+        """Return a side that trains on one batch, once."""
+        pool, size = self.trained.population.pool, self.trained.config.batch_size or len(self.trained.population.pool)
+        few = replace(pool, x=pool.x[:size], y=pool.y[:size])
+        index = Index(1)
+        index.known[self.number] = np.arange(len(few))
+        config = replace(self.trained.config, epochs=1)
+        return replace(self, trained=replace(self.trained, population=Population(few, index), config=config))
 
     def answer(self, task: Task) -> Upload:
         """Train; whatever goes wrong is the answer."""
@@ -92,13 +113,19 @@ class Side:
             if found is None:
                 self._once(turn)
                 before = self._kept(task)
-                found = self._turn(task, before)
-                if isinstance(found, ClientUpdate):
-                    self.memory.save(task, found if found.kept is not None else replace(found, kept=before))
+                with Beside(lambda: digest(task)) as digested:
+                    found = self._turn(task, before)
+                    if isinstance(found, ClientUpdate):
+                        found = _slim(found)
+                        kept = found if found.kept is not None else replace(found, kept=before)
+                        self.memory.save(task, kept, digested.result())
         except Exception as error:  # the server has no other way to know: it shows it with client, round and line
             return Upload(*turn, failure="dropped", reason=explained(error))
         if isinstance(found, ClientFailure):
             return Upload(*turn, failure=found.kind, reason=found.reason)
+        metrics = {} if self.noisy else dict(found.metrics)
+        if SEALED in found.extra:
+            return Upload(*turn, TRAIN, weight=found.weight, steps=found.steps, metrics=metrics, facts={READY: True})
         packed = self.packed.stands_for(found.data, found.delta)
         return Upload(
             *turn,
@@ -108,7 +135,7 @@ class Side:
             extra=dict(found.extra),
             weight=found.weight,
             steps=found.steps,
-            metrics={} if self.noisy else dict(found.metrics),
+            metrics=metrics,
             bytes=found.bytes_up,
         )
 
@@ -117,9 +144,8 @@ class Side:
         vector = self.packed.model(task.encoded) if task.encoded else task.vector
         if vector is None or vector.shape != (self.trained.model.layout.size,):
             raise DataError("the model that the server sent is of another size than this run's")
-        # Clones: PyTorch's own memory is aligned, and bits may depend on that.
-        extra = {key: value.clone().to(where) for key, value in task.extra.items()}
-        sent = Broadcast(vector.clone().to(where), extra, task.unsent)
+        extra = {key: _aligned(value).to(where) for key, value in task.extra.items()}
+        sent = Broadcast(_aligned(vector).to(where), extra, task.unsent)
         state = {} if kept is None else {self.number: {key: value.to(where) for key, value in kept.items()}}
         stale = (task.stale,) if task.stale else ()
         order = Order(task.round, (self.number,), (sent,), state, task.lr, task.attempt, stale)
@@ -146,6 +172,16 @@ class Side:
                 f"round {task.round}: what was kept after round {counts[0]} is gone, and training begins without it"
             )
         return found
+
+
+def _aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that lies where PyTorch would put it: bits may depend on that."""
+    return tensor.clone() if tensor.data_ptr() % ALIGN else tensor
+
+
+def _slim(found: ClientUpdate) -> ClientUpdate:
+    """Leave out what a sealed update has no use for: numbers that are all zero."""
+    return replace(found, delta=torch.zeros(0)) if SEALED in found.extra else found
 
 
 def counting(task: Task) -> Turn | None:

@@ -6,11 +6,13 @@ import mmap
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from fedloom.deploy.wire import Buffer
+from fedloom.deploy.wire import Buffer, Summed
 from fedloom.errors import DataError, StorageError
 
 IN_MEMORY = 4 << 20
@@ -29,6 +31,8 @@ class Part:
         answer: What the server answered; set when all is over.
         touched: When it last grew, in seconds.
         over: Is held while the whole is handed over.
+        growing: Is held while it grows.
+        summed: The checksum of what came.
     """
 
     digest: bytes
@@ -38,6 +42,8 @@ class Part:
     answer: bytes = b""
     touched: float = field(default_factory=time.monotonic)
     over: threading.Lock = field(default_factory=threading.Lock)
+    growing: threading.Lock = field(default_factory=threading.Lock)
+    summed: Summed = field(default_factory=lambda: Summed(0))
     _data: bytearray = field(default_factory=bytearray)
     _file: IO[bytes] | None = None
 
@@ -56,6 +62,9 @@ class Part:
                 self._file.write(data)
             except OSError as error:
                 raise StorageError(f"the server cannot keep an upload: {error.strerror}") from error
+        if not self.have:
+            self.summed = Summed(self.length)
+        self.summed.add(data)
         self.have += len(data)
         self.touched = time.monotonic()
 
@@ -85,7 +94,7 @@ class Staging:
     def __init__(self, folder: Path | None = None, stalled: float = 3600.0) -> None:
         self._folder, self._stalled = folder, stalled
         self._parts: dict[bytes, Part] = {}
-        self._lock = threading.Lock()
+        self._lock, self._one = threading.Lock(), threading.Lock()
 
     def have(self, key: bytes, digest: bytes) -> int:
         """Return how many bytes of a client's upload have come."""
@@ -109,6 +118,7 @@ class Staging:
                 if part is not None:
                     part.drop()
                 part = self._parts[key] = Part(digest, length)
+        with part.growing:
             if place == 0 < part.have < length:
                 part.drop()
             if place != part.have and not (part.answer and place == 0):
@@ -116,13 +126,19 @@ class Staging:
             part.turn += 1
             return part, part.turn
 
+    @contextmanager
+    def turn(self, part: Part) -> Iterator[None]:
+        """Wait until no other large upload is looked at: each takes memory then."""
+        with self._one if part.length > IN_MEMORY else nullcontext():
+            yield
+
     def add(self, part: Part, turn: int, place: int, data: memoryview) -> None:
         """Take the next chunk of an upload.
 
         Raises:
             DataError: It is not the next one, is more than was announced, or another call brings this upload now.
         """
-        with self._lock:
+        with part.growing:  # and nobody else's: a disk and a checksum take their time
             if part.turn != turn:
                 raise DataError("this upload was taken up by another call")
             if place != part.have or part.have + len(data) > part.length:
@@ -131,7 +147,7 @@ class Staging:
 
     def end(self, key: bytes, part: Part, answer: bytes) -> None:
         """Forget an upload's bytes; its answer is kept for the case that it was lost. Without one all is forgotten."""
-        with self._lock:
+        with self._lock, part.growing:
             part.answer = answer
             part.drop()
             if not answer and self._parts.get(key) is part:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from fedloom.deploy import secret_files
+from fedloom.deploy import given, secret_files
 from fedloom.deploy.identity import check_installed
 from fedloom.deploy.invitation import PUBLIC
 from fedloom.deploy.seam import Refused, Unreachable
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 SERVER_NAME = "fedloom.invalid"
 """What the server's certificate is for, wherever it runs: who has the fingerprint need not trust names."""
+
+SERVER_FILE = "server.pem"
+"""The server's own key and certificate, in the folder of :meth:`Certificates.own`."""
 
 _EXTENSION = "2.25.219373528014829203750214871230984417"  # the authority's certificate, DER
 _SKEW = dt.timedelta(days=30)  # clocks of laptops are wrong
@@ -64,10 +67,10 @@ class Certificates:
             found = _authority()
             secret_files.write(folder / "authority.pem", _pem(*found))
         key, authority = found
-        server = _read(folder / "server.pem")
+        server = _read(folder / SERVER_FILE)
         if server is None or not _good(server[1], authority):
             server = _server(key, authority)
-            secret_files.write(folder / "server.pem", _pem(*server))
+            secret_files.write(folder / SERVER_FILE, _pem(*server))
         return cls(_key_pem(server[0]), _certificate_pem(server[1]), fingerprint(_der(authority)))
 
     @classmethod
@@ -75,14 +78,11 @@ class Certificates:
         """Return certificates that a public authority, or the organisation's own, has issued.
 
         Raises:
-            DataError: A file is missing, or not in the PEM format.
+            DataError: A file is missing or damaged, the key is another's or encrypted, or the certificate is not valid now.
         """
-        parts = []
-        for path in (Path(key), Path(chain)):
-            data = secret_files.read(path)
-            if data is None or b"-----BEGIN " not in data:
-                raise DataError(f"{path}: no such file, or not in the PEM format", file=str(path))
-            parts.append(data)
+        check_installed()
+        parts = [given.read(path) for path in (Path(key), Path(chain))]
+        given.check(Path(key), parts[0], Path(chain), parts[1])
         return cls(parts[0], parts[1], PUBLIC)
 
 
@@ -112,11 +112,8 @@ def fetch_authority(host: str, port: int, pin: str, timeout: float = 10.0) -> by
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        with (
-            socket.create_connection((host, port), timeout=timeout) as plain,
-            context.wrap_socket(plain, server_hostname=SERVER_NAME) as secure,
-        ):
-            shown = secure.getpeercert(binary_form=True) or b""
+        with socket.create_connection((host, port), timeout=timeout) as plain:
+            shown = _shown(plain, context)
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError) as error:  # it stops, or has just begun
         raise Unreachable(f"{host}:{port} hung up: is the server running?") from error
     except ssl.SSLError as error:
@@ -137,6 +134,25 @@ def fetch_authority(host: str, port: int, pin: str, timeout: float = 10.0) -> by
         f"{host}:{port} is not the server that the invitation is for: its fingerprint is another. "
         "Somebody may be in between; ask for a new invitation, and do not go on if that fails too"
     )
+
+
+def _shown(plain: socket.socket, context: ssl.SSLContext) -> bytes:
+    """Shake hands, and return the certificate that the server shows; ``wrap_socket`` leaks a socket that was reset before."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    talk = context.wrap_bio(incoming, outgoing, server_hostname=SERVER_NAME)
+    while True:
+        try:
+            talk.do_handshake()
+        except ssl.SSLWantReadError:
+            plain.sendall(outgoing.read())
+            data = plain.recv(1 << 14)
+            if data:
+                incoming.write(data)
+            else:
+                incoming.write_eof()
+            continue
+        plain.sendall(outgoing.read())
+        return talk.getpeercert(binary_form=True) or b""
 
 
 def _authority() -> tuple[EllipticCurvePrivateKey, x509.Certificate]:

@@ -23,6 +23,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -38,8 +39,12 @@ DIGEST = 32
 MOST_FACTS = 4 << 20
 """The longest head, in bytes."""
 SMALLEST = HEAD.size + DIGEST
+LARGE = 4 << 20
+"""Longer messages are not held in memory as a whole where that can be helped, in bytes."""
+ALIGN = 64
+"""Arrays begin at multiples of so many bytes."""
 
-_MAGIC, _VERSION, _ALIGN = b"FLNW", 1, 64
+_MAGIC, _VERSION = b"FLNW", 1
 _MOST_ARRAYS, _MOST_AXES, _MOST_NUMBERS = 4096, 16, 1 << 40
 _BYTES = "bytes"
 _DTYPES = {
@@ -72,8 +77,8 @@ class Raw:
     arrays: Mapping[tuple[str, str], Tensor | bytes]
 
 
-def pieces(raw: Raw) -> list[Buffer]:
-    """Return the bytes of a message in pieces, arrays without a copy; together they are what :func:`read` takes.
+def plain(raw: Raw) -> list[Buffer]:
+    """Return the bytes of a message in pieces, arrays without a copy; all but the checksum at its end.
 
     Raises:
         DataError: Something in it cannot be sent.
@@ -82,22 +87,69 @@ def pieces(raw: Raw) -> list[Buffer]:
     for (field, name), value in raw.arrays.items():
         dtype, shape, data = _raw(field, value)
         rows.append([field, name, dtype, shape])
-        body += [data, bytes(-len(data) % _ALIGN)]
+        body += [data, bytes(-len(data) % ALIGN)]
         length += len(data) + len(body[-1])
     head = _json({"facts": raw.facts, "arrays": rows})
-    head += b" " * (-(HEAD.size + len(head)) % _ALIGN)
+    head += b" " * (-(HEAD.size + len(head)) % ALIGN)
     if len(head) > MOST_FACTS:
         raise DataError(f"a message's facts are {len(head)} bytes; {MOST_FACTS} are the most")
     start = HEAD.pack(_MAGIC, _VERSION, raw.kind, 0, len(head), 0, length)
-    whole: list[Buffer] = [start, head, *(piece for piece in body if len(piece))]
+    return [start, head, *(piece for piece in body if len(piece))]
+
+
+def pieces(raw: Raw) -> list[Buffer]:
+    """Return the bytes of a message in pieces; together they are what :func:`read` takes.
+
+    Raises:
+        DataError: Something in it cannot be sent.
+    """
+    whole = plain(raw)
     digest = hashlib.sha256()
     for piece in whole:
         digest.update(piece)
     return [*whole, digest.digest()]
 
 
-def chunks(parts: Iterable[Buffer], size: int, skip: int = 0) -> Iterator[bytes]:
-    """Cut what ``parts`` are together into chunks of ``size`` bytes; the first ``skip`` bytes are left out."""
+class Summed:
+    """The checksum of a message that comes, or goes, a piece at a time.
+
+    Args:
+        length: Of the message, in bytes, with the checksum at its end.
+    """
+
+    def __init__(self, length: int) -> None:
+        self._left, self._sum = max(0, length - DIGEST), hashlib.sha256()
+        self._pool = ThreadPoolExecutor(1, "fedloom-sum") if length > LARGE else None
+        self._last: Future[None] | None = None
+
+    def add(self, data: Buffer) -> None:
+        """Take the next piece; it must not change any more. That of a large message is summed up in another thread."""
+        taken = memoryview(data)[: self._left]
+        self._left -= len(taken)
+        if self._pool is None:
+            self._sum.update(taken)
+        else:
+            self._settle()
+            self._last = self._pool.submit(self._sum.update, taken)
+
+    def digest(self) -> bytes:
+        """Return the checksum of what came, 32 bytes."""
+        self._settle()
+        if self._pool is not None and not self._left:
+            self._pool.shutdown()
+        return self._sum.digest()
+
+    def _settle(self) -> None:
+        if self._last is not None:
+            self._last.result()
+        self._last = None
+
+
+def chunks(parts: Iterable[Buffer], size: int, skip: int = 0) -> Iterator[Buffer]:
+    """Cut what ``parts`` are together into chunks of ``size`` bytes; the first ``skip`` bytes are left out.
+
+    A chunk that lies within one part is a view of it.
+    """
     held = bytearray()
     for part in parts:
         view = memoryview(part)
@@ -105,8 +157,11 @@ def chunks(parts: Iterable[Buffer], size: int, skip: int = 0) -> Iterator[bytes]
         skip -= start
         while start < len(view):
             taken = view[start : start + size - len(held)]
-            held += taken
             start += len(taken)
+            if len(taken) == size:
+                yield taken
+                continue
+            held += taken
             if len(held) == size:
                 yield bytes(held)
                 held.clear()
@@ -114,20 +169,38 @@ def chunks(parts: Iterable[Buffer], size: int, skip: int = 0) -> Iterator[bytes]
         yield bytes(held)
 
 
-def read(data: Buffer) -> Raw:
+def sealed(parts: list[Buffer], size: int, summed: Summed) -> Iterator[Buffer]:
+    """Cut what :func:`plain` returned into chunks, with the checksum at the end, which is made as they go."""
+    length = sum(len(part) for part in parts)
+    if length + DIGEST <= size:
+        whole = b"".join(parts)
+        summed.add(whole)
+        yield whole + summed.digest()
+        return
+    for data in chunks(parts, size):
+        summed.add(data)
+        yield data
+    yield summed.digest()
+
+
+def read(data: Buffer, summed: bytes | None = None) -> Raw:
     """Read a message. Tensors share the memory of ``data`` where that may be written to (a bytearray, a private map).
+
+    Args:
+        data: Its bytes.
+        summed: Their checksum, where it was made as they came (:class:`Summed`).
 
     Raises:
         DataError: The bytes are no message, or a damaged one.
     """
     view = memoryview(data)
-    kind, head, body = _framed(view)
+    kind, head, body = _framed(view, summed)
     found = _parsed(bytes(view[HEAD.size : head]))
     writable = view if not view.readonly else memoryview(bytearray(view[head:body]))
     return Raw(kind, found["facts"], _arrays(found["arrays"], writable, head if not view.readonly else 0, body - head))
 
 
-def _framed(view: memoryview) -> tuple[int, int, int]:
+def _framed(view: memoryview, summed: bytes | None) -> tuple[int, int, int]:
     """Return the kind of a message and where its head and its body end."""
     if len(view) < SMALLEST:
         raise DataError(f"a message has {SMALLEST} bytes or more, found {len(view)}")
@@ -138,7 +211,7 @@ def _framed(view: memoryview) -> tuple[int, int, int]:
         raise DataError(f"a message of version {version}, expected {_VERSION}: update fedloom on both sides")
     if head > MOST_FACTS or SMALLEST + head + body != len(view):
         raise DataError(f"a message of {SMALLEST + head + body} bytes was announced, {len(view)} came")
-    if hashlib.sha256(view[:-DIGEST]).digest() != view[-DIGEST:]:
+    if (summed or hashlib.sha256(view[:-DIGEST]).digest()) != view[-DIGEST:]:
         raise DataError("a message was damaged on the way: its checksum is wrong")
     return kind, HEAD.size + head, HEAD.size + head + body
 
@@ -163,7 +236,7 @@ def _arrays(rows: list[Any], view: memoryview, start: int, length: int) -> dict[
     end = start + length
     for row in rows:
         field, name, dtype, shape, size = _row(row)
-        after = start + size + -size % _ALIGN
+        after = start + size + -size % ALIGN
         if after > end or any(view[start + size : after]):
             raise DataError(f"{field}: {size} bytes were announced, {end - start} are left")
         if (field, name) in arrays:

@@ -30,6 +30,8 @@ class Model:
             None when unknown.
         output: What the module returns: ``"logits"`` or ``"probabilities"``.
         dtypes: The dtype of each array in the file that it came from, where that is not float32.
+        borrows: Whether :meth:`load` makes the arrays views of the vector instead of copying it: for a model that is only
+            looked at. Nobody may train it.
     """
 
     module: nn.Module
@@ -39,6 +41,7 @@ class Model:
     input_high: float | None = None
     output: str = "logits"
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    borrows: bool = field(default=False, repr=False, compare=False)
 
     @cached_property
     def layout(self) -> Layout:
@@ -50,8 +53,11 @@ class Model:
         return self.layout.read(self.module)
 
     def load(self, vector: torch.Tensor) -> Model:
-        """Copy a vector of shape (P,) into the model's arrays, in place; returns the model."""
-        self.layout.write(self.module, vector)
+        """Copy a vector of shape (P,) into the model's arrays, in place; returns the model. See ``borrows``, too."""
+        if self.borrows:
+            self.layout.lend(self.module, vector)
+        else:
+            self.layout.write(self.module, vector)
         return self
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:

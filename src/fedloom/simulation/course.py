@@ -19,7 +19,7 @@ from fedloom.engines import Engine, in_process
 from fedloom.errors import StorageError
 from fedloom.models import sidecar
 from fedloom.records import RoundRecord
-from fedloom.rounds import Federation, Snapshot
+from fedloom.rounds import Federation, Gather, Snapshot
 from fedloom.simulation import evaluation, guarantee
 from fedloom.simulation.folder import Folder
 from fedloom.simulation.keeping import Keeper
@@ -28,6 +28,7 @@ from fedloom.simulation.planning import plan_of, plan_untried, threads
 from fedloom.simulation.run import Run
 from fedloom.simulation.setup import Setup
 from fedloom.simulation.stopping import stopping
+from fedloom.simulation.writers import Beside
 from fedloom.store import ClientStore
 
 BEST = "run.best"
@@ -54,10 +55,13 @@ class Course:
         setup: Its parts.
         opened: Its folder.
         remote: Where clients train, if that is elsewhere; it is closed when the run is over.
+        gather: What is seen of their updates there; None for what a simulation sees.
     """
 
-    def __init__(self, setup: Setup, opened: Folder, remote: Engine | None = None) -> None:
-        self._remote = remote
+    def __init__(
+        self, setup: Setup, opened: Folder, remote: Engine | None = None, gather: Gather | None = None
+    ) -> None:
+        self._remote, self._gather = remote, gather
         self._setup, self._config, self._folder = setup, setup.config, opened
         self._records: list[RoundRecord] = []
         self._clients: list[Mapping[str, Any]] = []
@@ -65,6 +69,7 @@ class Course:
         self._reached: int | None = None
         self._saved, self._saved_round, self._cost = time.monotonic(), 0, 0.0
         self._store: ClientStore | None = None
+        self._writers: Beside | None = None
         self._start = sidecar.digest(setup.start)  # training overwrites the model
         self._promised: Mapping[str, Any] | None = None
 
@@ -88,6 +93,8 @@ class Course:
     def close(self) -> None:
         """Close the files of the run."""
         self._folder.close()
+        if self._writers is not None:
+            self._writers.close()
         if self._store is not None:
             self._store.close()
 
@@ -147,7 +154,9 @@ class Course:
         }
 
     def _open(self, rows: list[dict[str, Any]], plan: Mapping[str, Any], progress: bool) -> None:
+        self._writers = Beside(self._config.run.log, self._folder.path, self._config, rows)
         self._folder.begin(self._config)
+        self._folder.hear = self._writers.hear
         known = {row["event"] for row in rows}
         self._promised = promised = guarantee.promise(self._setup)
         if promised is not None and progress:
@@ -193,7 +202,7 @@ class Course:
             policy=self._config.run.policy,
             tamper=bad.tamper if bad is not None and bad.attack.forge is not None else None,
             refresh=setup.refresh(),
-            gather=setup.protection.gather(setup.algorithm, setup.model),
+            gather=self._gather or setup.protection.gather(setup.algorithm, setup.model),
             accounts=setup.accounts(),
         )
 
@@ -228,17 +237,22 @@ class Course:
         best = {} if self._best.vector is None else {BEST: self._best.vector}
         try:
             self._folder.sync()
-            checkpoint.save(self._folder.checkpoints, replace(snapshot, state={**snapshot.state, **best}), self._store)
+            state = {**snapshot.state, **best}
+            path = checkpoint.save(self._folder.checkpoints, replace(snapshot, state=state), self._store)
+            if self._remote is not None:
+                checkpoint.rest(path, state)
         except StorageError as error:
             where = (
                 f"the checkpoint of round {self._saved_round} is whole"
                 if self._saved_round
                 else "nothing to go on from"
             )
-            raise StorageError(
-                f"{error} (after round {snapshot.round}; {where}: go on with fedloom simulate {self._folder.path} --resume)",
-                **error.context,
-            ) from error
+            again = (
+                f"go on with fedloom simulate {self._folder.path} --resume"
+                if self._remote is None
+                else "start it again"
+            )
+            raise StorageError(f"{error} (after round {snapshot.round}; {where}: {again})", **error.context) from error
         self._saved, self._saved_round = time.monotonic(), snapshot.round
         self._cost = self._saved - began
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +16,7 @@ from fedloom.events import EVENTS
 CONFIG, CHECKPOINTS = "config.toml", "checkpoints"
 MAY_DIFFER = (
     *("run.rounds", "run.engine", "run.workers", "run.address", "run.checkpoint_every", "run.format"),
-    *("run.policy", "evaluation.target", "evaluation.stop_at_target"),
+    *("run.policy", "run.log", "evaluation.target", "evaluation.stop_at_target"),
 )
 """Keys that another value may be given on the way: they change no number of the rounds to come, or say so themselves."""
 
@@ -26,9 +27,11 @@ class Folder:
 
     Attributes:
         path: Where it is.
+        hear: Told every event once it is written.
     """
 
     path: Path
+    hear: Callable[[Mapping[str, Any]], None] = lambda _: None
     _events: IO[str] | None = None
 
     @property
@@ -58,6 +61,7 @@ class Folder:
             self._events.flush()
         except OSError as error:
             raise files.storage_error(self.path / EVENTS, error) from error
+        self.hear({"event": kind, **row})
 
     def sync(self) -> None:
         """Make sure that the events are on the disk: a checkpoint must never be ahead of them."""

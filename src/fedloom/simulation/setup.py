@@ -88,7 +88,9 @@ class Setup:
 
     def computed_in(self, precision: str) -> Setup:
         """Return the same run with another precision: the one that the planner chose."""
-        return replace(self, plain=replace(self.plain, precision=precision))
+        made = replace(self, plain=replace(self.plain, precision=precision))
+        made.__dict__["start"] = self.start
+        return made
 
     def side(self, plan: str) -> ClientSide:
         """Return what trains clients here."""

@@ -8,16 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import Process
 
 import fedloom
 from fedloom.config import Config
 from fedloom.data import load_pair
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.client import Client, Manners
-from fedloom.deploy.desk import Patience
 from fedloom.deploy.fake import FakeNetwork
 from fedloom.deploy.host import Terms, host
+from fedloom.deploy.identity import Keys
+from fedloom.deploy.messages import Upload
+from fedloom.deploy.patience import Patience
 from fedloom.errors import FedloomError
+from fedloom.privacy.secagg import Step
 from fedloom.simulation.population import divide
 
 SMALL = {
@@ -38,6 +42,10 @@ def part(config: Config, number: int) -> Dataset:
 
 def vector(path) -> torch.Tensor:
     return fedloom.load_model(path).vector()
+
+
+class Gone(BaseException):
+    """What the kill of a client looks like from inside."""
 
 
 class World:
@@ -74,7 +82,7 @@ class World:
             self.up.wait(60)
             try:
                 self.ends[name] = client.run()
-            except FedloomError as error:
+            except (FedloomError, Gone) as error:
                 self.ends[name] = error
 
         thread = threading.Thread(target=go, daemon=True)
@@ -90,6 +98,43 @@ class World:
         return run
 
 
+class SecureWorld(World):
+    """One whose clients have keys of their own; what they send is kept."""
+
+    def __init__(self, folder, config: Config) -> None:
+        super().__init__(folder, config)
+        self.uploads: list[tuple[str, Upload]] = []
+
+    def client(self, number: int | None, name: str = "", data: Dataset | None = None, **more) -> Client:
+        name = name or f"c{number}"
+        keys = Keys.at(self.folder / f"home-{name}" / "identity.key")
+        made = super().client(number, name, data, keys=keys, **more)
+        made._channel = channel = self.network.channel(name, keys.public)
+        upload = channel.upload
+        channel.upload = lambda update: (self.uploads.append((name, update)), upload(update))[1]
+        return made
+
+    def all(self, **more) -> list[Client]:
+        """Make and start all clients."""
+        made = [self.client(number, **more) for number in range(self.config.data.clients)]
+        for number, client in enumerate(made):
+            self.start(client, f"c{number}")
+        return made
+
+    def leg(self, client: Client, act) -> None:
+        """Let ``act(task, step)`` happen before a client answers a step of a secure sum."""
+        leg = client._leg
+        client._leg = lambda task: (act(task, Step(task.facts["step"])), leg(task))[1]
+
+
+@pytest.fixture
+def secure(tmp_path):
+    def make(**given) -> SecureWorld:
+        return SecureWorld(tmp_path, Config.of(**(SMALL | {"secure_aggregation": "sum"} | given)))
+
+    return make
+
+
 @pytest.fixture
 def world(tmp_path):
     def make(**given) -> World:
@@ -100,4 +145,19 @@ def world(tmp_path):
 
 @pytest.fixture
 def tools():
-    return SimpleNamespace(part=part, vector=vector, small=SMALL, quick=QUICK)
+    return SimpleNamespace(part=part, vector=vector, small=SMALL, quick=QUICK, gone=Gone)
+
+
+@pytest.fixture
+def started(tmp_path):
+    made = []
+
+    def start(name, *arguments) -> Process:
+        made.append(Process(tmp_path, name, *arguments))
+        return made[-1]
+
+    yield start
+    for one in made:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(10)

@@ -14,11 +14,11 @@ import torch
 from fedloom import events as log
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.client import Client
-from fedloom.deploy.desk import Patience
 from fedloom.deploy.engine import Remote
 from fedloom.deploy.experiment import Experiment
 from fedloom.deploy.host import host
 from fedloom.deploy.messages import Upload
+from fedloom.deploy.patience import Patience
 from fedloom.deploy.seam import Refused
 from fedloom.errors import TrainingError, UsageError
 from fedloom.simulation.simulate import simulate
@@ -283,13 +283,12 @@ def test_what_was_agreed_to_is_what_is_trained(world, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"algorithm": "fedbuff:buffer=2", "sampling": "uniform", "per_round": 2}, "cannot be served"),
+        ({"algorithm": "central"}, "cannot be served"),
         ({"network": "lan"}, "simulates slow clients"),
         ({"attack": "sign-flip", "attack_fraction": 0.4}, "leave .attack. out"),
-        ({"secure_aggregation": "sum"}, "does not go over the network yet"),
         ({"holdout": 0.2}, "do not keep samples apart"),
     ],
-    ids=["fedbuff", "network", "attack", "secure", "holdout"],
+    ids=["central", "network", "attack", "holdout"],
 )
 def test_what_a_network_does_not_have_is_refused_before_anybody_joins(world, given, words):
     made = world(**given)

@@ -1,0 +1,285 @@
+"""How long is a round over the network, how much memory does its server need, and how long is a round of Flower's?
+
+    OMP_NUM_THREADS=1 python benchmarks/network_speed.py --peer /tmp/fedloom-peers/flower/bin/python
+
+(ten minutes; 4 GB). Everything runs on this machine, in processes of their own, over 127.0.0.1: `fedloom serve` with TLS and
+a checkpoint after every round, and `fedloom join` for every client, all of it but the training: a client sends back a
+thousandth of the model that it got (peers/idle_client.py). A round is
+the time from the first task of one to the first task of the next in the server's audit log: its median over all rounds but
+the first two. ``--peer`` is a Python with Flower 1.41: a SuperLink, three SuperNodes with TLS off, and an app whose clients
+send back what they got. The arms take turns.
+
+The server's memory: so much more its process holds at most than it did when its clients were joining, and no model was
+there. "Held" are pages that only exist in memory (RssAnon and RssShmem of /proc/PID/status); the pages of files that it looks
+at are counted apart, since the system takes them back whenever it needs them. Looked at every 5 ms.
+
+Targets: below 50 ms (0.2 million numbers, three clients), 1.5 s (10 million, three clients) and 6 s (100 million, one); 50
+times less than Flower's at 0.2 million; memory below three models, whatever the number of clients.
+
+Latest result: benchmarks/network_speed.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from _common import machine
+
+from fedloom.config import Config
+
+PEERS = Path(__file__).parent / "peers"
+FLOWER = PEERS / "network_with_flower.py"
+SAMPLES, WARM_UP, LOOK = 4, 2, 0.005
+PATIENCE = 400.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is measured.
+
+    Attributes:
+        model: A function of peers/wide.py.
+        millions: So many million numbers.
+        clients: How many.
+        rounds: How many.
+        target: Seconds per round.
+    """
+
+    model: str
+    millions: float
+    clients: int
+    rounds: int
+    target: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return f"{self.millions:g} million numbers, {self.clients} client{'s' if self.clients > 1 else ''}"
+
+
+SPEED = (
+    Arm("small", 0.2, 3, 40, 0.05),
+    Arm("ten", 10, 3, 10, 1.5),
+    Arm("hundred", 100, 1, 6, 6.0),
+)
+MEMORY = tuple(Arm("quarter", 25, clients, 4) for clients in (2, 4, 8))
+
+
+@dataclass
+class Found:
+    """What one run gave.
+
+    Attributes:
+        rounds: Seconds of each round but the first.
+        held: Bytes that the server held at most beyond those it began with.
+        files: Bytes of files that it looked at, likewise.
+    """
+
+    rounds: list[float] = field(default_factory=list)
+    held: int = 0
+    files: int = 0
+
+
+@contextmanager
+def process(folder: Path, name: str, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command beside the block; it has ended when the block has."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (folder / f"{name}.log").open("w") as log:
+        started = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=folder)
+    try:
+        yield started
+    finally:
+        if started.poll() is None:
+            started.send_signal(signal.SIGTERM)
+            try:
+                started.wait(15)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait(15)
+
+
+def until(path: Path, pattern: str, running: subprocess.Popen[bytes]) -> str:
+    """Wait for a line in a log; returns its first group."""
+    ends = time.monotonic() + PATIENCE
+    while time.monotonic() < ends:
+        found = re.search(pattern, path.read_text())
+        if found:
+            return found[1]
+        if running.poll() is not None:
+            break
+        time.sleep(0.05)
+    raise SystemExit(f"{pattern} did not come:\n{path.read_text()}")
+
+
+class Watch:
+    """Looks at a process's memory, until the block ends."""
+
+    def __init__(self, pid: int) -> None:
+        self._path = Path(f"/proc/{pid}/status")
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self.start, self.peak = self.now(), (0, 0)
+
+    def now(self) -> tuple[int, int]:
+        """Return what is held and what is of files, in bytes."""
+        text = self._path.read_text()
+        rows = {key: int(value) << 10 for key, value in re.findall(r"^(Rss\w+):\s+(\d+) kB", text, re.MULTILINE)}
+        return rows["RssAnon"] + rows["RssShmem"], rows["RssFile"]
+
+    def _look(self) -> None:
+        while not self._over.wait(LOOK):
+            try:
+                now = self.now()
+            except (OSError, KeyError):
+                return
+            self.peak = (max(self.peak[0], now[0]), max(self.peak[1], now[1]))
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def fedloom(arm: Arm) -> Found:
+    """Serve a run with real clients."""
+    with tempfile.TemporaryDirectory(prefix="network-speed-") as name, ExitStack() as stack:
+        folder, code = Path(name), f"{PEERS / 'wide.py'}:{arm.model}"
+        _write(folder, arm, code)
+        command = [sys.executable, "-m", "fedloom", "serve", "exp.toml", "--out", "run", "--listen", "127.0.0.1:0"]
+        server = stack.enter_context(process(folder, "server", [*command, "--test", "none", "--quiet"]))
+        said = until(folder / "server.log", r"fedloom join (\S+)", server)
+        watch = stack.enter_context(Watch(server.pid))
+        for number in range(arm.clients):
+            told = [said, "--data", f"part{number}.npz", "--name", f"c{number}", "--number", str(number), "--yes"]
+            joins = [
+                sys.executable,
+                str(PEERS / "idle_client.py"),
+                "join",
+                *told,
+                "--model",
+                code,
+                "--state",
+                f"c{number}",
+            ]
+            stack.enter_context(process(folder, f"client{number}", joins))
+        if server.wait(PATIENCE):
+            raise SystemExit((folder / "server.log").read_text())
+        held, files = (after - before for after, before in zip(watch.peak, watch.start, strict=True))
+        return Found(_periods(folder / "run" / "audit.jsonl"), held, files)
+
+
+def _write(folder: Path, arm: Arm, code: str) -> None:
+    config = Config.of(
+        data="none",
+        clients=arm.clients,
+        sampling="all",
+        rounds=arm.rounds,
+        model=code,
+        lr=0.01,
+        batch_size=SAMPLES,
+        epochs=1,
+        plan="loop",
+        device="cpu",
+    )
+    (folder / "exp.toml").write_text(config.to_toml())
+    chance = np.random.default_rng(0)
+    for number in range(arm.clients):
+        x = chance.integers(0, 256, (SAMPLES, 8, 8)).astype(np.uint8)
+        np.savez(folder / f"part{number}.npz", x=x, y=np.arange(SAMPLES) % 10)
+
+
+def _periods(audit: Path) -> list[float]:
+    """Return the seconds between the first tasks of one round and the next."""
+    first: dict[int, float] = {}
+    for line in audit.read_text().splitlines():
+        row = json.loads(line)
+        if row.get("what") == "next task" and row.get("round"):
+            first.setdefault(row["round"], datetime.fromisoformat(row["time"]).timestamp())
+    times = [first[number] for number in sorted(first)]
+    return [after - before for before, after in zip(times[WARM_UP:], times[WARM_UP + 1 :], strict=False)]
+
+
+def flower(python: Path, rounds: int) -> list[float]:
+    """Run Flower's processes; returns the seconds of its rounds."""
+    with tempfile.TemporaryDirectory(prefix="network-speed-") as name:
+        command = [str(python), str(FLOWER), "--rounds", str(rounds), "--folder", name]
+        env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        made = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=env, check=False)
+        if made.returncode:
+            raise SystemExit(made.stdout + made.stderr)
+        found: list[float] = json.loads(made.stdout.splitlines()[-1])["rounds"]
+        return found
+
+
+def shown(seconds: float) -> str:
+    """Return a time in words."""
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="a Python with Flower 1.41")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", help="arms by their model's function, such as small,ten", default="")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--out", type=Path, help="the result as Markdown")
+    given = parser.parse_args()
+    speed = [arm for arm in SPEED if not given.only or arm.model in given.only.split(",")]
+    times: dict[str, list[float]] = {arm.name: [] for arm in speed}
+    theirs: list[float] = []
+    for _ in range(given.repeats):
+        for arm in speed:
+            found = fedloom(arm)
+            times[arm.name] += found.rounds
+            print(f"{arm.name}: {shown(statistics.median(found.rounds))} a round", flush=True)
+        if given.peer:
+            theirs += flower(given.peer, 5)
+            print(f"Flower: {shown(statistics.median(theirs))} a round", flush=True)
+    lines = ["| what | median round | slowest | target |", "| --- | --- | --- | --- |"]
+    for arm in speed:
+        own = times[arm.name]
+        lines.append(
+            f"| {arm.name} | {shown(statistics.median(own))} | {shown(max(own))} | below {shown(arm.target)} |"
+        )
+    if theirs and speed:
+        ratio = statistics.median(theirs) / statistics.median(times[speed[0].name])
+        lines.append(
+            f"| Flower 1.41, 0.2 million numbers, 3 clients | {shown(statistics.median(theirs))} | "
+            f"{shown(max(theirs))} | 50 times ours: {ratio:.0f} times |"
+        )
+    for arm in () if given.no_memory else MEMORY:
+        if arm is MEMORY[0]:
+            lines += ["", "| 25 million numbers (100 MB) | held | files looked at |", "| --- | --- | --- |"]
+        found = fedloom(arm)
+        size = arm.millions * 4e6
+        row = f"| {arm.clients} clients | {found.held / size:.2f} models | {found.files / size:.2f} models |"
+        print(row, flush=True)
+        lines.append(row)
+    text = "\n".join(lines) + f"\n\n{machine('gRPC ' + version('grpcio'))}\n"
+    print(text)
+    if given.out:
+        given.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
