@@ -16,23 +16,17 @@ Latest result: benchmarks/network_flower.md
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import signal
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from _common import machine
+from _processes import BIN, PATIENCE, port, process, until
 
 from fedloom import events, load_model
 from fedloom.config import Config
@@ -40,50 +34,7 @@ from fedloom.data import load_pair
 from fedloom.simulation.population import divide
 from fedloom.simulation.simulate import simulate
 
-CLIENTS, ROUNDS, PATIENCE = 3, 5, 300.0
-BIN = Path(sys.executable).parent
-
-
-@contextmanager
-def process(folder: Path, name: str, *command: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command beside the block; it has ended when the block has."""
-    env = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "FLWR_HOME": str(folder / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-    }
-    with (folder / f"{name}.log").open("a") as log:
-        made = [str(word) for word in command]
-        started = subprocess.Popen(made, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=folder)
-    try:
-        yield started
-    finally:
-        if started.poll() is None:
-            started.send_signal(signal.SIGTERM)
-            try:
-                started.wait(20)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait(20)
-
-
-def until(path: Path, pattern: str, running: subprocess.Popen[bytes]) -> str:
-    """Wait for a line in a file; returns its first group."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends and running.poll() is None:
-        if path.is_file() and (found := re.search(pattern, path.read_text())):
-            return found[1]
-        time.sleep(0.1)
-    raise SystemExit(f"{pattern} did not come in {path}")
-
-
-def port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+CLIENTS, ROUNDS = 3, 5
 
 
 def prepared(folder: Path) -> Config:

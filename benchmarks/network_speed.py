@@ -25,15 +25,12 @@ import argparse
 import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.metadata import version
@@ -41,13 +38,13 @@ from pathlib import Path
 
 import numpy as np
 from _common import machine
+from _processes import PATIENCE, process, until
 
 from fedloom.config import Config
 
 PEERS = Path(__file__).parent / "peers"
 FLOWER = PEERS / "network_with_flower.py"
 SAMPLES, WARM_UP, LOOK = 4, 2, 0.005
-PATIENCE = 400.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ SPEED = (
     Arm("ten", 10, 3, 10, 1.5),
     Arm("hundred", 100, 1, 6, 6.0),
 )
-MEMORY = tuple(Arm("quarter", 25, clients, 4) for clients in (2, 4, 8))
+MEMORY = tuple(Arm("quarter", 25, clients, 4) for clients in (2, 8, 20))
 
 
 @dataclass
@@ -95,37 +92,6 @@ class Found:
     rounds: list[float] = field(default_factory=list)
     held: int = 0
     files: int = 0
-
-
-@contextmanager
-def process(folder: Path, name: str, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command beside the block; it has ended when the block has."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with (folder / f"{name}.log").open("w") as log:
-        started = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=folder)
-    try:
-        yield started
-    finally:
-        if started.poll() is None:
-            started.send_signal(signal.SIGTERM)
-            try:
-                started.wait(15)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait(15)
-
-
-def until(path: Path, pattern: str, running: subprocess.Popen[bytes]) -> str:
-    """Wait for a line in a log; returns its first group."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends:
-        found = re.search(pattern, path.read_text())
-        if found:
-            return found[1]
-        if running.poll() is not None:
-            break
-        time.sleep(0.05)
-    raise SystemExit(f"{pattern} did not come:\n{path.read_text()}")
 
 
 class Watch:
@@ -166,7 +132,7 @@ def fedloom(arm: Arm) -> Found:
         folder, code = Path(name), f"{PEERS / 'wide.py'}:{arm.model}"
         _write(folder, arm, code)
         command = [sys.executable, "-m", "fedloom", "serve", "exp.toml", "--out", "run", "--listen", "127.0.0.1:0"]
-        server = stack.enter_context(process(folder, "server", [*command, "--test", "none", "--quiet"]))
+        server = stack.enter_context(process(folder, "server", *command, "--test", "none", "--quiet"))
         said = until(folder / "server.log", r"fedloom join (\S+)", server)
         watch = stack.enter_context(Watch(server.pid))
         for number in range(arm.clients):
@@ -181,7 +147,7 @@ def fedloom(arm: Arm) -> Found:
                 "--state",
                 f"c{number}",
             ]
-            stack.enter_context(process(folder, f"client{number}", joins))
+            stack.enter_context(process(folder, f"client{number}", *joins))
         if server.wait(PATIENCE):
             raise SystemExit((folder / "server.log").read_text())
         held, files = (after - before for after, before in zip(watch.peak, watch.start, strict=True))

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
-CLIENTS, SIZE, PATIENCE = 3, 200_000, 300.0
-BIN = Path(sys.executable).parent
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _processes import BIN, port, process, until
+
+CLIENTS, SIZE = 3, 200_000
 PROJECT = """[project]
 name = "idle"
 version = "1.0.0"
@@ -70,48 +66,6 @@ def main(grid, context):
 """
 
 
-@contextmanager
-def process(folder: Path, name: str, *command: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command beside the block; it has ended when the block has."""
-    env = {
-        **os.environ,
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "FLWR_HOME": str(folder / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-    }
-    with (folder / f"{name}.log").open("w") as log:
-        made = [str(word) for word in command]
-        started = subprocess.Popen(made, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, cwd=folder)
-    try:
-        yield started
-    finally:
-        if started.poll() is None:
-            started.send_signal(signal.SIGTERM)
-            try:
-                started.wait(20)
-            except subprocess.TimeoutExpired:
-                started.kill()
-                started.wait(20)
-
-
-def port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def until(path: Path, words: str, running: subprocess.Popen[bytes] | None = None) -> str:
-    """Wait for words in a file; returns its text."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends and (running is None or running.poll() is None):
-        if path.is_file() and words in (text := path.read_text()):
-            return text
-        time.sleep(0.1)
-    logs = "\n".join(log.read_text()[-1500:] for log in path.parent.glob("*.log"))
-    raise SystemExit(f"'{words}' did not come in {path}\n{logs}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, required=True)
@@ -126,12 +80,12 @@ def main() -> None:
     (folder / "app" / "idle.py").write_text(APP)
     with ExitStack() as stack:
         superlink = process(folder, "superlink", BIN / "flower-superlink", "--insecure", "--port", link)
-        until(folder / "superlink.log", "running on http", stack.enter_context(superlink))
+        until(folder / "superlink.log", "(running on http)", stack.enter_context(superlink))
         for number in range(CLIENTS):
             node = [BIN / "flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{link}", "--port", port()]
             stack.enter_context(process(folder, f"node{number}", *node))
         stack.enter_context(process(folder, "run", BIN / "flwr", "run", "app", "here"))
-        times = json.loads(until(folder / "times.json", "]"))
+        times = json.loads(until(folder / "times.json", r"(.*\])"))
     rounds = [after - before for before, after in pairwise(times[1:])]
     print(json.dumps({"version": version("flwr"), "rounds": rounds}))
 

@@ -13,7 +13,7 @@ import fedloom
 
 PACKAGE = Path(fedloom.__file__).parent
 FLOORS = [
-    {"errors", "rng", "layout", "records", "files", "events"},
+    {"errors", "rng", "layout", "records", "files", "events", "addresses"},
     {"partition", "metrics", "aggregate", "server_opt", "compress", "privacy"},
     {"models", "data", "training"},
     {

@@ -75,11 +75,13 @@ def serve(
     fedloom serve exp.toml --clients 4 --deadline 3600 --quorum 3
     fedloom serve exp.toml --engine flower --superlink production
     """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
+    from fedloom.deploy.frugal import frugal
     from fedloom.deploy.host import Terms
     from fedloom.deploy.patience import Patience
     from fedloom.deploy.serve import Place
     from fedloom.deploy.serve import serve as run
 
+    frugal()
     deadline = float("inf") if given["deadline"] == 0 else given["deadline"]
     patience = Patience(deadline, given["away"], given["quorum"], given["enough"], given["late"])
     longest = float("inf") if given["norm_bound"] is None else given["norm_bound"]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import secrets
-import socket
 from typing import TYPE_CHECKING, Final
+
+from fedloom.addresses import is_loopback
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -17,32 +17,6 @@ YEAR: Final = 365 * 24 * 3600
 def new_token() -> str:
     """Return a token that nobody can guess: 192 bits from the operating system."""
     return secrets.token_urlsafe(24)
-
-
-def is_here(host: str) -> bool:
-    """Say whether a host's name means this machine and nothing else.
-
-    Example:
-        >>> is_here("localhost"), is_here("127.0.0.1"), is_here("[::1]"), is_here("0.0.0.0"), is_here("evil.example")
-        (True, True, True, False, False)
-    """
-    name = host.removeprefix("[").removesuffix("]")
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
-
-
-def own_address() -> str:
-    """Return the address that others in this network know this machine by; nothing is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"
 
 
 class Door:
@@ -58,7 +32,7 @@ class Door:
     def opens(self, request: Request) -> bool:
         """Say whether a request may be answered."""
         if not self._token:  # a web site may have its own name lead here; a browser tells which name it was
-            return is_here(request.url.hostname or "")
+            return is_loopback(request.url.hostname or "")
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         bearer = shown.strip() if scheme.lower() == "bearer" else ""
         return any(self.fits(text) for text in (bearer, request.cookies.get(cookie_name(request), "")))

@@ -15,7 +15,7 @@ from typing import Final, Self
 import uvicorn
 from starlette.types import ASGIApp
 
-from fedloom.errors import StorageError, UsageError
+from fedloom.errors import StorageError
 
 _START: Final = 20.0
 _END: Final = 0
@@ -90,28 +90,3 @@ class Background:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def bound(address: str) -> socket.socket:
-    """Listen on ``host:port``; port 0 for any that is free.
-
-    Raises:
-        UsageError: The address is none, is not of this machine, or is in use.
-    """
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise UsageError(f"--listen {address}: an address and a port are expected, such as 127.0.0.1:8080")
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"--listen {address}: no such address ({error})") from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(place)
-        sock.listen(128)
-    except OSError as error:
-        sock.close()
-        raise UsageError(f"--listen {address}: cannot listen there ({error.strerror}); port 0 takes any") from error
-    return sock

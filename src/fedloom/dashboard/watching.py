@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from fedloom.addresses import bound, is_loopback, joined, own_address, split
 from fedloom.dashboard import door, needs, sources
-from fedloom.dashboard.door import own_address
 from fedloom.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ class Dashboard:
     def __init__(self, server: Background, host: str, token: str) -> None:
         self._server, self.token, self.port = server, token, server.port
         name = own_address() if host in ("0.0.0.0", "::") else host
-        name = f"[{name}]" if ":" in name else name
-        self.url = f"http://{name}:{server.port}/{f'?token={token}' if token else ''}"
+        self.url = f"http://{joined(name, server.port)}/{f'?token={token}' if token else ''}"
 
     def stop(self) -> None:
         """End; a second call does nothing."""
@@ -69,12 +68,12 @@ def watch(
     """
     needs.check()
     from fedloom.dashboard.app import make
-    from fedloom.dashboard.server import Background, bound
+    from fedloom.dashboard.server import Background
 
     board = sources.Board(sources.places([runs] if isinstance(runs, str | Path) else runs))
-    host = listen.rpartition(":")[0]
+    host, port = split(listen)
     if token is not None and (len(token) < _LEAST or not token.replace("-", "").replace("_", "").isalnum()):
         raise UsageError(f"the token must have {_LEAST} letters or digits at least, with - and _, and nothing else")
-    token = token or ("" if door.is_here(host) else door.new_token())
-    sock = bound(listen)
-    return Dashboard(Background(make(board, token), sock), host.removeprefix("[").removesuffix("]"), token)
+    token = token or ("" if is_loopback(host) else door.new_token())
+    sock = bound(host, port)
+    return Dashboard(Background(make(board, token), sock), host, token)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fedloom.algorithms.protection import EXAMPLES, LOCAL, SHARES, Protection
 from fedloom.deploy.experiment import Experiment
-from fedloom.deploy.messages import Welcome
-from fedloom.errors import DataError, UsageError
+from fedloom.deploy.forms import shown
+from fedloom.deploy.messages import Task, Welcome
+from fedloom.errors import DataError, ModelError, UsageError
+from fedloom.models import zoo
 from fedloom.privacy.secagg import plan
+from fedloom.rounds import RETRIES
 from fedloom.sampling import SAMPLERS, how_many
 
 SHOWN = {
@@ -26,6 +30,10 @@ SHOWN = {
     ),
 }
 """What of a configuration is a client's business, by table."""
+
+
+MOST = 200
+"""The longest text that is shown of what the server says."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +63,10 @@ class Agreement:
         """
         try:
             said = welcome.experiment["tables"]
-            tables = {table: {key: said[table][key] for key in keys} for table, keys in SHOWN.items()}
-            made = cls(welcome.run, welcome.clients, samples, tables, str(welcome.experiment.get("title", ""))[:200])
-            made.least  # noqa: B018 - what it is made of may be anything
+            tables = {table: {key: _plain(said[table][key]) for key in keys} for table, keys in SHOWN.items()}
+            title = str(_plain(str(welcome.experiment.get("title", ""))[:MOST]))
+            made = cls(welcome.run, welcome.clients, samples, tables, title)
+            made.least, made.lines()
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise DataError(f"what the server says of the run is damaged ({error})") from error
         return made
@@ -79,10 +88,35 @@ class Agreement:
         training = all(
             getattr(experiment.recipe.config, key) == value for key, value in self.tables["training"].items()
         )
-        if not (algorithm and same and training and codecs == (made.up, made.down) and batchnorm):
+        same = same and algorithm and self._is_model(experiment)
+        if not (same and training and codecs == (made.up, made.down) and batchnorm):
             raise UsageError("the server asks for something else than what you agreed to: nothing was trained or sent")
         if made.own_noise and not made.multiplier:
             raise UsageError("the server asks to train with privacy, but without noise: nothing was trained or sent")
+
+    def check(self, task: Task) -> None:
+        """Check that a round that is asked for is one of those that were agreed to.
+
+        Raises:
+            DataError: There are not so many rounds, or it is to be trained in another way.
+        """
+        if not 0 < task.round <= self.rounds:
+            raise DataError(f"the server asks for round {task.round}, and you agreed to {self.rounds}")
+        if task.attempt > RETRIES:
+            raise DataError(f"the server asks for round {task.round} again and again")
+        most = self.tables["training"]["lr"]
+        if not 0 <= task.lr <= most:
+            raise DataError(f"the server asks for the learning rate {task.lr:g}, and you agreed to {most:g} at most")
+
+    def _is_model(self, experiment: Experiment) -> bool:
+        """Say whether a model of the zoo is the one of that name; others are known by their file or function alone."""
+        name, found, samples = self.tables["model"]["name"], experiment.recipe.model.architecture, experiment.samples
+        if name not in zoo.TITLES:
+            return True
+        try:
+            return _layers(found.config) == _layers(zoo.config(name, samples.shape, len(samples.class_names)))
+        except (KeyError, TypeError, ModelError):
+            return False
 
     def _seals(self, made: Protection) -> bool:
         """Say whether sums are as was agreed; a client's share of the noise depends on how many it is divided among."""
@@ -154,3 +188,22 @@ class Agreement:
                 f"updates of {self.least} clients or more. In the clear: {clear}"
             )
         return f"after every round your update of the model's weights{packed}{beside}; and how many samples you have"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that can be shown on one line.
+
+    Raises:
+        ValueError: It is a text that would draw on the screen, or no plain value.
+    """
+    drawn = isinstance(value, str) and (len(value) > MOST or "\n" in value or shown(value) != value)
+    if drawn or not isinstance(value, str | int | float | bool | None):
+        raise ValueError("it says what cannot be shown on one line")
+    return value
+
+
+def _layers(config: Mapping[str, Any]) -> str:
+    """Return the layers of a Keras configuration but for the scaling of the inputs, which has the data's own numbers."""
+    return json.dumps(
+        [one for one in config["config"]["layers"] if one["class_name"] != "Normalization"], sort_keys=True
+    )

@@ -153,6 +153,8 @@ class Pattern:
     def _wrong_reports(self, update: Upload) -> str:
         if not set(update.metrics) <= self.metrics or update.steps > MOST_STEPS:
             return "it reports numbers that were not asked for"
+        if not all(math.isfinite(update.metrics.get(key, 0.0)) for key in ("loss", "accuracy")):
+            return "it reports a loss or an accuracy that is not finite"
         return ""
 
     def update(self, client: str, upload: Upload) -> ClientUpdate:

@@ -13,7 +13,7 @@ from typing import TypeVar
 from fedloom import __version__, events
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.agreement import Agreement
-from fedloom.deploy.experiment import Experiment, Samples
+from fedloom.deploy.experiment import Experiment, Samples, told
 from fedloom.deploy.identity import Keys
 from fedloom.deploy.memory import Memory, plain
 from fedloom.deploy.messages import CHECK, STOP, TRAIN, Hello, Receipt, Task, Upload, Welcome
@@ -168,7 +168,7 @@ class Client:
             raise UsageError("secure aggregation needs a key of this client, and it has none")
         privacy, known = agreed.tables["privacy"], keys_of(welcome.blobs.get(IDENTITIES, b""))
         bits, dropouts = int(privacy["secure_bits"]), float(privacy["secure_dropouts"])
-        terms = Terms(welcome.run, welcome.client, known, bits, dropouts, agreed.least)
+        terms = Terms(told(welcome), welcome.client, known, bits, dropouts, agreed.least)
         if self._part is not None and self._part.terms == terms:
             return self._part  # it may be in the middle of a sum
         return Part(terms, self._keys.private, self._keys.public, memory, self._say)
@@ -217,8 +217,7 @@ class Client:
             self._register()
         if self._side is None or self._agreed is None:
             raise DataError("the server asks to train, and has not said what")
-        if task.round > self._agreed.rounds:
-            raise DataError(f"the server asks for round {task.round}, and you agreed to {self._agreed.rounds}")
+        self._agreed.check(task)
         self._doing = f"training in round {task.round}"
         began = time.perf_counter()
         answer = self._side.answer(task)

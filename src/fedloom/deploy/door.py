@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets as chance
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fedloom import events, files
+from fedloom.addresses import bound, is_loopback, joined, own_address, split
 from fedloom.deploy import secret_files
 from fedloom.deploy.admission import Admission
-from fedloom.deploy.front import Front, bound
+from fedloom.deploy.front import Front
 from fedloom.deploy.greeting import CLIENTS, WEB
-from fedloom.deploy.invitation import INSECURE, Invitation, is_loopback
+from fedloom.deploy.invitation import INSECURE, Invitation
 from fedloom.deploy.limits import Limits
 from fedloom.deploy.locking import alone
 from fedloom.deploy.server import Server
@@ -53,7 +53,6 @@ class Place:
     def __post_init__(self) -> None:
         """Raise UsageError for what contradicts itself; nothing has been written then."""
         host, port = split(self.listen)
-        host = host.removeprefix("[").removesuffix("]")
         if self.dashboard:
             from fedloom.dashboard import needs
 
@@ -107,9 +106,10 @@ class Door:
                 )
                 stack.callback(heard.stop)
                 port = heard.port
-            files.write_json(secrets / ADDRESS, {"listen": f"{host}:{port}"})
+            here = joined(host, port)
+            files.write_json(secrets / ADDRESS, {"listen": here})
             self.opened = True
-            self.say(f"listening on {host}:{port}")
+            self.say(f"listening on {here}")
             if self.place.dashboard:
                 self.say(f"dashboard: {self._page_address(port)}")
             yield self._teller(heard, port)
@@ -161,9 +161,7 @@ class Door:
         return text
 
     def _page_address(self, port: int) -> str:
-        name = self._name()
-        name = f"[{name}]" if ":" in name else name
-        return f"http{'' if self.place.insecure else 's'}://{name}:{port}/?token={self._token()}"
+        return f"http{'' if self.place.insecure else 's'}://{joined(self._name(), port)}/?token={self._token()}"
 
     def _teller(self, heard: Listener, port: int) -> Callable[[int], None]:
         invited: list[Invitation] = []
@@ -200,9 +198,9 @@ class Door:
 
     def _name(self) -> str:
         address = split(self.place.listen)[0]
-        if self.place.name or address not in ("0.0.0.0", "::", "[::]"):
-            return self.place.name or address.removeprefix("[").removesuffix("]")
-        return _own_address()
+        if self.place.name or address not in ("0.0.0.0", "::"):
+            return self.place.name or address
+        return own_address()
 
 
 class AuditLog:
@@ -235,25 +233,3 @@ class AuditLog:
                 if not self._full:
                     self._say(str(files.storage_error(self._path, error)))
                 self._full = True
-
-
-def split(address: str) -> tuple[str, int]:
-    """Split ``host:port``.
-
-    Raises:
-        UsageError: There is no port, or no such port.
-    """
-    name, colon, port = address.rpartition(":")
-    if not colon or not port.isdecimal() or not name or int(port) > 65535:
-        raise UsageError(f"--listen {address}: an address and a port are expected, such as 0.0.0.0:8443")
-    return name, int(port)
-
-
-def _own_address() -> str:
-    """Return the address that others in this network know this machine by; nothing is sent for it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            return str(probe.getsockname()[0])
-        except OSError:
-            return "127.0.0.1"

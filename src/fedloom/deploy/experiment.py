@@ -7,6 +7,9 @@ allowed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +28,11 @@ from fedloom.models.architecture import Architecture
 from fedloom.training.local import LocalConfig
 
 T = TypeVar("T")
+
+ALONE = ("ready", "tables")
+"""What a client is told that is no part of the experiment."""
+MOST_NUMBERS, MOST_AXES = 1 << 24, 16
+"""Of one sample."""
 
 COUNTER = "counter."
 START = "start"
@@ -62,8 +70,9 @@ class Samples:
         """
         found = _dict(value, "samples")
         shape, names, high = found.get("shape"), found.get("class_names"), found.get("high")
-        fine = isinstance(shape, list) and all(type(n) is int and 0 < n < 1 << 31 for n in shape) and shape
-        fine = fine and isinstance(names, list) and all(isinstance(n, str) for n in names) and names
+        fine = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) and 0 < len(shape) <= MOST_AXES
+        fine = fine and math.prod(shape or ()) <= MOST_NUMBERS
+        fine = fine and isinstance(names, list) and all(isinstance(n, str) for n in names) and bool(names)
         if not fine or not (high is None or (isinstance(high, int | float) and 0 < high < float("inf"))):
             raise DataError("the description of the samples is damaged")
         return cls(tuple(shape or ()), tuple(names or ()), None if high is None else float(high))
@@ -147,6 +156,10 @@ class Experiment:
         counters = {f"{COUNTER}{name}": torch.from_numpy(array) for name, array in model.counters.items()}
         return {START: model.vector, **counters}
 
+    def welcome(self) -> Welcome:
+        """Return what all clients are told of it alike."""
+        return Welcome(0, self.recipe.n_clients, self.run, self.facts(), self.model(), self.tensors())
+
     @classmethod
     def read(cls, welcome: Welcome) -> Experiment:
         """Read what the server says of the run.
@@ -187,6 +200,19 @@ class Experiment:
         model = self.recipe.model
         known = replace(model.architecture, factory=code, base=Path().resolve())
         return replace(self, recipe=replace(self.recipe, model=replace(model, architecture=known)))
+
+
+def told(welcome: Welcome) -> str:
+    """Return a run's name with the SHA-256 of all that its clients are told of it.
+
+    Secure sums are named so: clients that were told to train in different ways are in no sum together.
+    """
+    facts = {key: value for key, value in welcome.experiment.items() if key not in ALONE}
+    made = hashlib.sha256(json.dumps([facts, dict(welcome.model)], sort_keys=True).encode())
+    for key, tensor in sorted(welcome.vectors.items()):
+        made.update(f"\n{key}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
+        made.update(tensor.detach().cpu().contiguous().reshape(-1).numpy().data)
+    return f"{welcome.run}\n{made.hexdigest()}"
 
 
 def _where(code: str) -> str:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 from fedloom.deploy.flows import Flow, Spare
 from fedloom.deploy.greeting import MOST, route
-from fedloom.errors import UsageError
 
 PATIENCE = 10.0
 """Seconds in which a connection has to say what it is."""
@@ -203,29 +202,6 @@ class Front:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(sock)
             sock.close()
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Listen on an address of this machine; port 0 for any that is free.
-
-    Raises:
-        UsageError: It is none, or is in use.
-    """
-    try:
-        family, _, _, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"--listen {host}:{port}: no such address ({error})") from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(place)
-        sock.listen(256)
-    except OSError as error:
-        sock.close()
-        raise UsageError(
-            f"cannot listen on {host}:{port}: {error.strerror}; take another port with --listen"
-        ) from error
-    return sock
 
 
 def caller(peer: str, address: Callable[[int], str] | None) -> str:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
+from fedloom.addresses import is_loopback
 from fedloom.deploy import frames, given, grpc_loader, messages
 from fedloom.deploy.forms import shown
 from fedloom.deploy.frames import PLACE, Head
 from fedloom.deploy.identity import Keys, context_of
-from fedloom.deploy.invitation import INSECURE, PUBLIC, Invitation, is_loopback
+from fedloom.deploy.invitation import INSECURE, PUBLIC, Invitation
 from fedloom.deploy.messages import (
     Beat,
     Hello,

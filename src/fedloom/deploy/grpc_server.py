@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fedloom.addresses import is_loopback, split
 from fedloom.deploy import frames, grpc_loader, messages
 from fedloom.deploy.admission import Admission
 from fedloom.deploy.frames import PLACE, Head
 from fedloom.deploy.front import caller
 from fedloom.deploy.grpc_gate import Cut, Gate, TooBusy
 from fedloom.deploy.identity import context_of
-from fedloom.deploy.invitation import INSECURE, Invitation, is_loopback
+from fedloom.deploy.invitation import INSECURE, Invitation
 from fedloom.deploy.limits import Buckets, Limits
 from fedloom.deploy.messages import Beat, Hello, Leave, Message, Nothing, Poll, Task, Upload, decode
 from fedloom.deploy.seam import Identity, Refused, Service, Unreachable
@@ -32,6 +33,8 @@ Audit = Callable[[Mapping[str, Any]], None]
 SLICE = 1.0
 """A wait for a task is cut in pieces of so many seconds, so that a client that is gone is noticed."""
 _DETAILS = 1000
+REFUSALS = 1.0, 200.0
+"""So many refusals of one address are noted per second, and at once."""
 
 
 class Listener:
@@ -95,11 +98,16 @@ def listen(
     """
     grpc = grpc_loader.load()
     limits = limits or Limits()
-    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
-    if certificates is None and not is_loopback(host):
+    if certificates is None and not is_loopback(split(address)[0]):
         raise UsageError(f"{address}: without TLS a server may listen on 127.0.0.1 only")
     pin = INSECURE if certificates is None else certificates.pin
-    calls = _Calls(service, Sessions(admission, context_of(pin)), limits, Staging(folder, limits.stalled), audit)
+    calls = _Calls(
+        service,
+        Sessions(admission, context_of(pin)),
+        limits,
+        Staging(folder, limits.stalled, 2 * limits.clients),
+        audit,
+    )
     calls.whence, calls.largest = whence, largest
     threads = ThreadPoolExecutor(limits.threads, "fedloom-serve")  # a client that waits for a task holds one
     server = grpc.server(threads, options=limits.options(frames.OVERHEAD), maximum_concurrent_rpcs=limits.threads)
@@ -130,7 +138,7 @@ class _Calls:
         self._service, self._sessions, self._limits, self._staging = service, sessions, limits, staging
         self._audit = audit or (lambda _: None)
         self._rates = Buckets(limits.rate, limits.burst)
-        self._opens = Buckets(limits.opens, limits.opens_burst)
+        self._opens, self._refusals = Buckets(limits.opens, limits.opens_burst), Buckets(*REFUSALS)
         self._gate = Gate(limits.threads // 2, limits.silent, limits.calls)
         self._gate.watch()
         self.stopping = False
@@ -188,8 +196,11 @@ class _Calls:
             if wrong := damaged(head, data):
                 raise wrong
             answer = self._do(head.method, who, data, context)
-            parts = plain(messages.raw(answer))
-        noted = head.method != frames.BEAT and not isinstance(answer, Nothing)
+            noted = head.method != frames.BEAT and not isinstance(answer, Nothing)
+            yield from self._sent(answer, row, noted)  # it counts as the client's call until it has been read
+
+    def _sent(self, answer: Message, row: Mapping[str, Any], noted: bool) -> Iterator[bytes]:
+        parts = plain(messages.raw(answer))
         length, place = sum(len(part) for part in parts) + DIGEST, 0
         summed = Summed(length)
         try:
@@ -289,7 +300,8 @@ class _Calls:
         try:
             yield row
         except FedloomError as error:
-            self._audit({**row, "why": str(error), "refused": True})
+            if self._refusals.take(row["address"]):  # or anybody could fill the disk
+                self._audit({**row, "why": str(error), "refused": True})
             code = next(code for kind, code in self._codes if isinstance(error, kind))
             context.abort(code, str(error)[:_DETAILS])
         finally:

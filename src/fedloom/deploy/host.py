@@ -20,7 +20,7 @@ from fedloom.deploy.agreement import SHOWN
 from fedloom.deploy.checks import Pattern
 from fedloom.deploy.desk import Desk
 from fedloom.deploy.engine import Remote
-from fedloom.deploy.experiment import Experiment, Samples
+from fedloom.deploy.experiment import Experiment, Samples, told
 from fedloom.deploy.leaning import lean, leant
 from fedloom.deploy.patience import Patience
 from fedloom.deploy.roster import Roster
@@ -132,14 +132,14 @@ def host(
             server.wait_full(told, terms.patience.away)
             setup = _setup(config, server, data, test, terms)
             lean(setup, path)
-            _begin(setup, server, desk, run, done, terms, check=not begun)
+            made = _begin(setup, server, desk, run, done, terms, check=not begun)
             if not begun:
                 _checked(server, roster, terms)
                 files.write_json(path / FACTS, {"run": run, BEGUN: True})
-            sums = _sums(setup, opened, run, desk, roster, say)
+            sums = _sums(setup, opened, made, desk, roster, say)
             engine, gather = (Remote(desk), None) if sums is None else (sums, sums.gather)
-            made = Course(setup, opened, engine, gather).run(progress)
-            if made.stopped != "interrupted":
+            over = Course(setup, opened, engine, gather).run(progress)
+            if over.stopped != "interrupted":
                 server.stop("the run is over")
                 server.wait_told(GOODBYE)
         except StorageError:
@@ -148,7 +148,7 @@ def host(
             server.stop(f"the run has ended: {error}")
             server.wait_told(GOODBYE)
             raise
-    return made
+    return over
 
 
 def served(config: Config) -> Config:
@@ -260,17 +260,17 @@ def _done(opened: Folder) -> int:
 
 
 def _sums(
-    setup: Setup, opened: Folder, run: str, desk: Desk, roster: Roster, say: Callable[[str], None]
+    setup: Setup, opened: Folder, told_of: Experiment, desk: Desk, roster: Roster, say: Callable[[str], None]
 ) -> Sealed | None:
     """Return what makes the sums of a run whose updates are sealed; None where they are not."""
     made = setup.protection.gather(setup.algorithm, setup.model)
     if made is None:
         return None
     size = setup.model.layout.size
-    return Sealed(Sums(run, opened.path, desk, roster, made, size, lambda: _done(opened), say))
+    return Sealed(Sums(told(told_of.welcome()), opened.path, desk, roster, made, size, lambda: _done(opened), say))
 
 
-def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms: Terms, *, check: bool) -> None:
+def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms: Terms, *, check: bool) -> Experiment:
     plan = plan_untried(setup.config)
     setup = setup.computed_in(plan["precision"])
     recipe = leant(setup.recipe(plan["chosen"]), setup)
@@ -279,7 +279,9 @@ def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms:
     sent = setup.algorithm.broadcast(setup.algorithm.init(setup.start))
     pattern = Pattern.of(setup.side(plan["chosen"]), recipe.protection, sent, setup.lr(1), terms.longest)
     desk.begin(pattern, keeps=setup.algorithm.keeps, done=done)
-    server.begin(Experiment(run, recipe, known, _title(setup.config)), check=check, trial=terms.trial)
+    made = Experiment(run, recipe, known, _title(setup.config))
+    server.begin(made, check=check, trial=terms.trial)
+    return made
 
 
 def _checked(server: Server, roster: Roster, terms: Terms) -> None:

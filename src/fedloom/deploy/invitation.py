@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 import re
 import zlib
 from dataclasses import dataclass, field
 from typing import Self
 
+from fedloom.addresses import is_loopback, joined
 from fedloom.errors import UsageError
 
 TOKEN = 16
@@ -57,7 +57,7 @@ class Invitation:
     @property
     def address(self) -> str:
         """``host:port``, with brackets around an IPv6 address."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return joined(self.host, self.port)
 
     def text(self) -> str:
         """Return the text to hand out.
@@ -88,19 +88,6 @@ class Invitation:
             raise UsageError(f"the invitation's address '{parts[0][:80]}' has no port")
         pin = parts[1] if parts[1] in (INSECURE, PUBLIC) else _bytes(parts[1]).hex()
         return cls(host.removeprefix("[").removesuffix("]"), int(port), pin, _bytes(parts[2]))
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine itself.
-
-    Example:
-        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("localhost"), is_loopback("10.0.0.7")
-        (True, True, True, False)
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _letters(data: bytes) -> str:

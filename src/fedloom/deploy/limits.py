@@ -78,6 +78,8 @@ class Limits:
         return [
             ("grpc.max_receive_message_length", max(self.small, self.chunk) + overhead),
             ("grpc.max_send_message_length", self.chunk + overhead),
+            ("grpc.http2.bdp_probe", 0),  # it lets a connection hold many megabytes; this is how many it may:
+            ("grpc.http2.lookahead_bytes", self.chunk),
             ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a share of the calls
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),

@@ -26,11 +26,12 @@ from fedloom.errors import DataError
 from fedloom.records import ClientUpdate
 
 DELTA, DATA, EXTRA, KEPT, ABOUT = "delta", "data", "extra.", "kept.", "fedloom"
+BEGUN = "begun.json"
 LAST = 2
 """So many turns are kept, and the one whose state counts."""
 
 Turn = tuple[int, int]
-_NAME = re.compile(r"turn-(\d{8})-(\d)\.safetensors")
+_NAME = re.compile(r"turn-(\d{8,})-(\d+)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,24 @@ class Memory:
             "bytes": update.bytes_up,
         }
         files.write_tensors(self._path((task.round, task.attempt)), tensors, {ABOUT: json.dumps(facts)})
+
+    def begin(self, task: Task) -> bool:
+        """Write down that a round is trained for; False where it was, for another task, or a later one was.
+
+        Raises:
+            DataError: The note is damaged.
+            StorageError: The disk is full.
+        """
+        path, now = self.folder / BEGUN, [task.round, digest(task)]
+        before = files.read_json(path).get("task") if path.is_file() else [0, ""]
+        if before == now:
+            return True
+        if not isinstance(before, list) or not before or type(before[0]) is not int:
+            raise DataError(f"{path}: damaged; without it this client cannot tell what it has answered", file=str(path))
+        if task.round <= max([before[0], *(turn[0] for turn in self.turns())]):
+            return False
+        files.write_json(path, {"task": now})
+        return True
 
     def beside(self, turn: Turn) -> dict[str, Tensor]:
         """Return what is beside the update of a turn, by name; nothing where the turn is not there.

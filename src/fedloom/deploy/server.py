@@ -21,6 +21,8 @@ from fedloom.deploy.seam import Identity, Refused
 from fedloom.errors import DataError
 
 READY, TABLES, SAMPLES, TITLE, NUMBER, TRY = "ready", "tables", "samples", "title", "number", "try"
+MOST_SAMPLES = 1 << 31
+"""Of one client."""
 OVER = "over"
 """What a client is at when it has heard that the run is over."""
 
@@ -149,25 +151,29 @@ class Server:
         """Take a client in; the invitation of one that is refused can be used again."""
         wish = hello.facts.get(NUMBER)
         try:
-            self._check_samples(who, hello)
-            return self._roster.admit(who, hello.samples, wish if type(wish) is int else None)
+            found = self._check_samples(who, hello)
+            member = self._roster.admit(who, hello.samples, wish if type(wish) is int else None)
         except Refused:
             if all(member.key != who.key.hex() for member in self._roster.members()):
                 self.parted(who.key)
             raise
+        self.samples = self.samples or found  # of one that has a place
+        return member
 
-    def _check_samples(self, who: Identity, hello: Hello) -> None:
+    def _check_samples(self, who: Identity, hello: Hello) -> Samples:
         try:
             found = Samples.from_json(hello.facts.get(SAMPLES))
         except DataError as error:
             raise Refused(f"{who.name}: {error}") from error
-        if self.samples is None:
-            self.samples = found
-        if found.shape != self.samples.shape:
-            raise Refused(f"{who.name}: samples of shape {found.shape}, those of this run have {self.samples.shape}")
-        if strange := [text for text in found.class_names if text not in self.samples.class_names]:
-            known = ", ".join(self.samples.class_names[:10])
+        if hello.samples > MOST_SAMPLES:
+            raise Refused(f"{who.name}: {hello.samples} samples; {MOST_SAMPLES} are the most")
+        wanted = self.samples or found
+        if found.shape != wanted.shape:
+            raise Refused(f"{who.name}: samples of shape {found.shape}, those of this run have {wanted.shape}")
+        if strange := sorted(set(found.class_names) - set(wanted.class_names)):
+            known = ", ".join(wanted.class_names[:10])
             raise Refused(f"{who.name}: class '{strange[0][:80]}' is none of those in this run ({known})")
+        return found
 
     def _welcome(self, member: Member) -> Welcome:
         made, count = self._experiment, self._roster.count

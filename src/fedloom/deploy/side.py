@@ -46,6 +46,7 @@ class Side:
         say: Told what people should know.
         packed: How vectors travel.
         noisy: Whether answers are protected by noise of the client's own: it says nothing else of its training then.
+        once: Whether a round is answered once, since the server is to learn no more of it than was agreed.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Side:
     say: Callable[[str], None]
     packed: Packed
     noisy: bool = False
+    once: bool = False
 
     @classmethod
     def make(
@@ -78,8 +80,10 @@ class Side:
         index = Index(experiment.recipe.n_clients)
         index.known[number] = np.arange(len(pool))
         packed = Packed.of(experiment.recipe.protection, made.algorithm, made.model.layout)
-        noisy = experiment.recipe.protection.own_noise
-        return cls(number, replace(made, population=Population(pool, index)), memory, say, packed, noisy)
+        noisy, sealed = experiment.recipe.protection.own_noise, experiment.recipe.protection.secure != "off"
+        return cls(
+            number, replace(made, population=Population(pool, index)), memory, say, packed, noisy, noisy or sealed
+        )
 
     def check(self, *, trial: bool) -> Upload:
         """Say that all is ready; with ``trial`` after training one batch, of which nothing but the time and loss is told."""
@@ -92,7 +96,7 @@ class Side:
         if isinstance(found, ClientFailure):
             return Upload(0, task=CHECK, failure="dropped", reason=found.reason)
         told: dict[str, float] = {SECONDS: time.perf_counter() - began, BATCH: len(one.trained.population.pool)}
-        if not self.noisy and math.isfinite(found.metrics["loss"]):
+        if not self.once and math.isfinite(found.metrics["loss"]):
             told[LOSS] = found.metrics["loss"]
         return Upload(0, task=CHECK, facts=told)
 
@@ -111,7 +115,7 @@ class Side:
         try:
             found: ClientUpdate | ClientFailure | None = self.memory.answer(task)
             if found is None:
-                self._once(turn)
+                self._once(task)
                 before = self._kept(task)
                 with Beside(lambda: digest(task)) as digested:
                     found = self._turn(task, before)
@@ -120,9 +124,10 @@ class Side:
                         kept = found if found.kept is not None else replace(found, kept=before)
                         self.memory.save(task, kept, digested.result())
         except Exception as error:  # the server has no other way to know: it shows it with client, round and line
-            return Upload(*turn, failure="dropped", reason=explained(error))
+            known = isinstance(error, FedloomError)
+            return Upload(*turn, failure="dropped", reason=self._told(explained(error), known=known))
         if isinstance(found, ClientFailure):
-            return Upload(*turn, failure=found.kind, reason=found.reason)
+            return Upload(*turn, failure=found.kind, reason=self._told(found.reason))
         metrics = {} if self.noisy else dict(found.metrics)
         if SEALED in found.extra:
             return Upload(*turn, TRAIN, weight=found.weight, steps=found.steps, metrics=metrics, facts={READY: True})
@@ -139,6 +144,13 @@ class Side:
             bytes=found.bytes_up,
         )
 
+    def _told(self, reason: str, *, known: bool = False) -> str:
+        """Return what the server hears of a failure: where own noise hides the data, no words that depend on them."""
+        if not self.noisy or known:
+            return reason
+        self.say(reason)
+        return "training failed; the client's own screen says why"
+
     def _turn(self, task: Task, kept: Kept | None) -> ClientUpdate | ClientFailure:
         where = self.trained.population.pool.x.device
         vector = self.packed.model(task.encoded) if task.encoded else task.vector
@@ -151,14 +163,14 @@ class Side:
         order = Order(task.round, (self.number,), (sent,), state, task.lr, task.attempt, stale)
         return next(self.trained.run(order))
 
-    def _once(self, turn: Turn) -> None:
-        """Refuse to answer a round twice where every answer costs privacy; the same answer again costs nothing."""
-        if not self.noisy:
-            return
-        answered = self.memory.turns()
-        if answered and turn <= answered[-1]:
+    def _once(self, task: Task) -> None:
+        """Refuse to answer a round twice where every answer costs privacy, and be it that training failed.
+
+        The same answer again costs nothing.
+        """
+        if self.once and not self.memory.begin(task):
             raise DataError(
-                f"round {turn[0]} was answered before, to another question: that would cost privacy a second time"
+                f"round {task.round} was answered before, to another question: that would cost privacy a second time"
             )
 
     def _kept(self, task: Task) -> Kept | None:

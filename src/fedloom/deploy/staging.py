@@ -89,10 +89,11 @@ class Staging:
     Args:
         folder: Where large ones lie; None for the system's place for temporary files.
         stalled: A part is kept for so many seconds.
+        most: So many are kept; the one that grew longest ago goes first.
     """
 
-    def __init__(self, folder: Path | None = None, stalled: float = 3600.0) -> None:
-        self._folder, self._stalled = folder, stalled
+    def __init__(self, folder: Path | None = None, stalled: float = 3600.0, most: int = 1024) -> None:
+        self._folder, self._stalled, self._most = folder, stalled, most
         self._parts: dict[bytes, Part] = {}
         self._lock, self._one = threading.Lock(), threading.Lock()
 
@@ -118,6 +119,7 @@ class Staging:
                 if part is not None:
                     part.drop()
                 part = self._parts[key] = Part(digest, length)
+                self._make_room()
         with part.growing:
             if place == 0 < part.have < length:
                 part.drop()
@@ -152,6 +154,10 @@ class Staging:
             part.drop()
             if not answer and self._parts.get(key) is part:
                 del self._parts[key]
+
+    def _make_room(self) -> None:
+        while len(self._parts) > self._most:
+            self._parts.pop(min(self._parts, key=lambda key: self._parts[key].touched)).drop()
 
     def _sweep(self) -> None:
         now = time.monotonic()

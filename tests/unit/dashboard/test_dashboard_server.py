@@ -177,7 +177,7 @@ def test_an_address_that_is_none_is_refused(runs, listen):
 
 
 def test_a_port_in_use_and_a_short_token_and_a_missing_folder_are_refused(runs):
-    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UsageError, match="cannot listen there"):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(UsageError, match="cannot listen on"):
         watch(runs, f"127.0.0.1:{other.getsockname()[1]}")
     with pytest.raises(UsageError, match="12 letters"):
         watch(runs, token="short")

@@ -10,7 +10,8 @@ import threading
 
 import pytest
 
-from fedloom.deploy.front import Front, bound
+from fedloom.addresses import bound
+from fedloom.deploy.front import Front
 from fedloom.deploy.greeting import CLIENTS, WEB
 from fedloom.errors import UsageError
 
