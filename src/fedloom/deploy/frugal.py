@@ -25,9 +25,5 @@ def frugal() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(
-        [
-            mallopt(what, value) == 1
-            for what, value in ((ARENA_MAX, 1), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, LARGE))
-        ]
-    )
+    wanted = ((ARENA_MAX, 1), (MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, LARGE))
+    return all(mallopt(what, value) == 1 for what, value in wanted)

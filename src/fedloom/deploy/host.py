@@ -25,7 +25,7 @@ from fedloom.deploy.leaning import lean, leant
 from fedloom.deploy.patience import Patience
 from fedloom.deploy.roster import Roster
 from fedloom.deploy.sealing.engine import Sealed, Sums
-from fedloom.deploy.server import Server
+from fedloom.deploy.server import SAMPLES, Server
 from fedloom.errors import DataError, FedloomError, StorageError, TrainingError, UsageError
 from fedloom.models import io
 from fedloom.models.model import Model
@@ -120,12 +120,15 @@ def host(
         _check_sums(terms)
     data, test = _data(config, terms)
     opened, run = _opened(path, config)
+    facts = files.read_json(path / FACTS)
     roster = Roster(path, config.data.clients)
     done = _done(opened)
-    begun = done > 0 or bool(files.read_json(path / FACTS).get(BEGUN))
+    begun = done > 0 or bool(facts.get(BEGUN))
     roster.fix(begun=begun)
     desk = Desk(roster, terms.patience, say)
     known = None if data is None else Samples.of(data)
+    if begun and known is None:  # the first client has said it
+        known = Samples.from_json(facts.get(SAMPLES))
     server = Server(run, shown(config), _title(config), roster, desk, known, say)
     with presence.told(path, roster, desk, terms.patience.away), listen(server) as told:
         try:
@@ -135,7 +138,7 @@ def host(
             made = _begin(setup, server, desk, run, done, terms, check=not begun)
             if not begun:
                 _checked(server, roster, terms)
-                files.write_json(path / FACTS, {"run": run, BEGUN: True})
+                files.write_json(path / FACTS, facts | {BEGUN: True, SAMPLES: made.samples.to_json()})
             sums = _sums(setup, opened, made, desk, roster, say)
             engine, gather = (Remote(desk), None) if sums is None else (sums, sums.gather)
             over = Course(setup, opened, engine, gather).run(progress)

@@ -212,6 +212,26 @@ def test_a_server_that_was_killed_goes_on_and_nobody_trains_twice(world, tools, 
     assert sorted(trained) == [(c, r) for c in range(3) for r in range(1, 5)]
 
 
+def test_a_server_without_data_still_knows_after_a_kill_what_samples_look_like(world, monkeypatch):
+    made = world(rounds=3, data="none")
+    for number in range(3):
+        made.start(made.client(number), f"c{number}")
+
+    class Dying(Remote):
+        def __call__(self, order):
+            if order.round == 2:
+                made.network.service = None
+                raise Killed
+            return super().__call__(order)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedloom.deploy.host.Remote", Dying)
+        with pytest.raises(Killed):
+            host(made.config, made.folder / "run", made.listen)
+    assert len(made.serve().records) == 3
+    assert set(made.ends.values()) == {"the run is over"}
+
+
 def test_more_clients_than_places_are_sent_away_and_numbers_are_kept(world):
     made = world(rounds=1, clients=2)
     made.start(made.client(0), "c0")
