@@ -19,10 +19,10 @@ import torch
 import torch._dynamo  # training needs it: loaded once, for all processes
 
 from fedloom.data.sources import load_training
-from fedloom.deploy.client import Client, Manners
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.invitation import Invitation
+from fedloom.deploy.joining.client import Client, Manners
 from fedloom.deploy.seam import Unreachable
+from fedloom.deploy.trust.identity import Keys
+from fedloom.deploy.trust.invitation import Invitation
 from fedloom.errors import FedloomError
 
 MANNERS = Manners(wait=20.0, beat=2.0, least=0.1, most=2.0)
@@ -104,7 +104,7 @@ class Seat:
                 return None
 
     def _life(self) -> None:
-        from fedloom.deploy.transport_grpc import connect
+        from fedloom.deploy.carrier.transport_grpc import connect
 
         crew, name = self._crew, f"c{self.number}"
         data = load_training(crew.folder / "parts" / f"{self.number}.npz")

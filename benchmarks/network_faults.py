@@ -44,8 +44,8 @@ from fedloom.clients import Order, Result
 from fedloom.clients import name as number_name
 from fedloom.config import Config
 from fedloom.data import load_pair
-from fedloom.deploy.cutting import Cutting
-from fedloom.deploy.invitation import Invitation
+from fedloom.deploy.carrier.cutting import Cutting
+from fedloom.deploy.trust.invitation import Invitation
 from fedloom.engines import Closing, Engine, in_process
 from fedloom.records import ClientFailure, RoundRecord
 from fedloom.simulation import folder as folders

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import fedloom
-from fedloom.deploy.serve import Place
+from fedloom.deploy.serving.serve import Place
 
 NAMES = ("ana", "luis", "carmen")
 RUN = {"clients": 3, "sampling": "all", "rounds": 4, "model": "2nn", "lr": 0.1, "plan": "loop", "threads": 1}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fedloom.algorithms.base import Kept
 from fedloom.cli.app import main
-from fedloom.deploy.messages import Task
-from fedloom.deploy.side import Side
+from fedloom.deploy.joining.side import Side
+from fedloom.deploy.protocol.messages import Task
 from fedloom.records import ClientUpdate
 
 

@@ -26,8 +26,8 @@ _HOMES = {
     "simulate": "fedloom.simulation.simulate",
     "sweep": "fedloom.simulation.sweep",
     "leak": "fedloom.leakage.leak",
-    "serve": "fedloom.deploy.serve",
-    "join": "fedloom.deploy.join",
+    "serve": "fedloom.deploy.serving.serve",
+    "join": "fedloom.deploy.joining.join",
     "watch": "fedloom.dashboard.watching",
     "load_data": "fedloom.data",
     "load_pair": "fedloom.data",
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from fedloom.data import load_evaluation as load_evaluation
     from fedloom.data import load_pair as load_pair
     from fedloom.data.dataset import Dataset as Dataset
-    from fedloom.deploy.join import join as join
-    from fedloom.deploy.serve import serve as serve
+    from fedloom.deploy.joining.join import join as join
+    from fedloom.deploy.serving.serve import serve as serve
     from fedloom.errors import FedloomError as FedloomError
     from fedloom.leakage.leak import leak as leak
     from fedloom.models.io import load_model as load_model

@@ -75,11 +75,11 @@ def serve(
     fedloom serve exp.toml --clients 4 --deadline 3600 --quorum 3
     fedloom serve exp.toml --engine flower --superlink production
     """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
-    from fedloom.deploy.frugal import frugal
-    from fedloom.deploy.host import Terms
-    from fedloom.deploy.patience import Patience
-    from fedloom.deploy.serve import Place
-    from fedloom.deploy.serve import serve as run
+    from fedloom.deploy.serving.frugal import frugal
+    from fedloom.deploy.serving.host import Terms
+    from fedloom.deploy.serving.patience import Patience
+    from fedloom.deploy.serving.serve import Place
+    from fedloom.deploy.serving.serve import serve as run
 
     frugal()
     deadline = float("inf") if given["deadline"] == 0 else given["deadline"]
@@ -133,9 +133,9 @@ def join(invitation: str | None, data: str, yes: bool, quiet: bool, patience: fl
     fedloom join 192.168.1.7:8443/... --data parts/ana --name ana --yes
     fedloom join --engine flower --data my_part.npz --state /srv/fedloom
     """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
-    from fedloom.deploy.agreement import Agreement
-    from fedloom.deploy.client import Manners
-    from fedloom.deploy.join import join as run
+    from fedloom.deploy.joining.agreement import Agreement
+    from fedloom.deploy.joining.client import Manners
+    from fedloom.deploy.joining.join import join as run
 
     def agree(found: Agreement, lines: list[str] | None = None) -> bool:
         for text in lines or found.lines():

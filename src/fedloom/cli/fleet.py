@@ -12,8 +12,8 @@ from fedloom.cli import show
 from fedloom.errors import UsageError
 
 if TYPE_CHECKING:
-    from fedloom.deploy.agreement import Agreement
-    from fedloom.deploy.host import Terms
+    from fedloom.deploy.joining.agreement import Agreement
+    from fedloom.deploy.serving.host import Terms
 
 GRPC, FLOWER = ENGINES = ("grpc", "flower")
 
@@ -42,7 +42,7 @@ def join(data: str, agree: Callable[[Agreement, list[str]], bool], patience: flo
     """Prepare a node, and ask its owner."""
     _refuse("invitation", "authority")
     from fedloom.deploy.flower import consent
-    from fedloom.deploy.join import place_of
+    from fedloom.deploy.joining.join import place_of
 
     name, folder = place_of(given["name"], given["state"])
     node = consent.Node(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedloom.algorithms.protection import Protection
 from fedloom.data.dataset import Dataset
-from fedloom.deploy.messages import Welcome
+from fedloom.deploy.protocol.messages import Welcome
 from fedloom.engines.recipe import Blueprint, Recipe
 from fedloom.errors import DataError, UsageError
 from fedloom.models.architecture import Architecture

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from fedloom.deploy.messages import Hello, Receipt, Task, Upload, Welcome
+from fedloom.deploy.protocol.messages import Hello, Receipt, Task, Upload, Welcome
 from fedloom.errors import NetworkError
 
 

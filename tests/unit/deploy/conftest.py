@@ -14,12 +14,12 @@ import fedloom
 from fedloom.config import Config
 from fedloom.data import load_pair
 from fedloom.data.dataset import Dataset
-from fedloom.deploy.client import Client, Manners
-from fedloom.deploy.fake import FakeNetwork
-from fedloom.deploy.host import Terms, host
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.messages import Upload
-from fedloom.deploy.patience import Patience
+from fedloom.deploy.carrier.fake import FakeNetwork
+from fedloom.deploy.joining.client import Client, Manners
+from fedloom.deploy.protocol.messages import Upload
+from fedloom.deploy.serving.host import Terms, host
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import FedloomError
 from fedloom.privacy.secagg import Step
 from fedloom.simulation.population import divide

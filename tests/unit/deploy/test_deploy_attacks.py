@@ -14,24 +14,26 @@ import torch
 
 from fedloom.config import Config
 from fedloom.data import load_pair
-from fedloom.deploy import frames, messages
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.agreement import Agreement
-from fedloom.deploy.checks import Pattern
-from fedloom.deploy.desk import Desk
+from fedloom.deploy.carrier.limits import Limits
+from fedloom.deploy.carrier.staging import Staging
+from fedloom.deploy.carrier.transport_grpc import connect, listen
 from fedloom.deploy.experiment import Experiment, Samples, told
-from fedloom.deploy.host import shown
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.limits import Limits
-from fedloom.deploy.memory import Memory
-from fedloom.deploy.messages import TRAIN, Hello, Poll, Task, Upload
-from fedloom.deploy.patience import Patience
-from fedloom.deploy.roster import Roster
+from fedloom.deploy.joining.agreement import Agreement
+from fedloom.deploy.joining.memory import Memory
+from fedloom.deploy.joining.side import Side
+from fedloom.deploy.protocol import messages
+from fedloom.deploy.protocol.facts import NUMBER, SAMPLES
+from fedloom.deploy.protocol.messages import TRAIN, Hello, Poll, Task, Upload
 from fedloom.deploy.seam import Identity, Refused, Unreachable
-from fedloom.deploy.server import NUMBER, SAMPLES, Server
-from fedloom.deploy.side import Side
-from fedloom.deploy.staging import Staging
-from fedloom.deploy.transport_grpc import connect, listen
+from fedloom.deploy.serving.checks import Pattern
+from fedloom.deploy.serving.desk import Desk
+from fedloom.deploy.serving.host import shown
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.serving.roster import Roster
+from fedloom.deploy.serving.server import Server
+from fedloom.deploy.trust import frames
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import DataError, UsageError
 from fedloom.models import io
 from fedloom.simulation.planning import plan_untried

@@ -13,13 +13,13 @@ import torch
 
 from fedloom import events as log
 from fedloom.data.dataset import Dataset
-from fedloom.deploy.client import Client
-from fedloom.deploy.engine import Remote
 from fedloom.deploy.experiment import Experiment
-from fedloom.deploy.host import host
-from fedloom.deploy.messages import Upload
-from fedloom.deploy.patience import Patience
+from fedloom.deploy.joining.client import Client
+from fedloom.deploy.protocol.messages import Upload
 from fedloom.deploy.seam import Refused
+from fedloom.deploy.serving.engine import Remote
+from fedloom.deploy.serving.host import host
+from fedloom.deploy.serving.patience import Patience
 from fedloom.errors import TrainingError, UsageError
 from fedloom.simulation.simulate import simulate
 
@@ -202,7 +202,7 @@ def test_a_server_that_was_killed_goes_on_and_nobody_trains_twice(world, tools, 
             return dying(order)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedloom.deploy.host.Remote", Dying)
+        patch.setattr("fedloom.deploy.serving.host.Remote", Dying)
         with pytest.raises(Killed):
             host(made.config, made.folder / "run", made.listen)
     here = made.serve()
@@ -225,7 +225,7 @@ def test_a_server_without_data_still_knows_after_a_kill_what_samples_look_like(w
             return super().__call__(order)
 
     with monkeypatch.context() as patch:
-        patch.setattr("fedloom.deploy.host.Remote", Dying)
+        patch.setattr("fedloom.deploy.serving.host.Remote", Dying)
         with pytest.raises(Killed):
             host(made.config, made.folder / "run", made.listen)
     assert len(made.serve().records) == 3

@@ -12,17 +12,17 @@ import torch
 
 from fedloom import events as log
 from fedloom.config import Config
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.client import Client
-from fedloom.deploy.cutting import Cutting
-from fedloom.deploy.engine import Remote
-from fedloom.deploy.host import Terms, host
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.patience import Patience
+from fedloom.deploy.carrier.cutting import Cutting
+from fedloom.deploy.carrier.settling import settled
+from fedloom.deploy.carrier.transport_grpc import connect, listen
+from fedloom.deploy.joining.client import Client
 from fedloom.deploy.seam import Unreachable
-from fedloom.deploy.settling import settled
-from fedloom.deploy.tls import Certificates
-from fedloom.deploy.transport_grpc import connect, listen
+from fedloom.deploy.serving.engine import Remote
+from fedloom.deploy.serving.host import Terms, host
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.identity import Keys
+from fedloom.deploy.trust.tls import Certificates
 from fedloom.errors import FedloomError
 from fedloom.simulation.simulate import simulate
 
@@ -125,7 +125,7 @@ def test_a_fleet_behind_a_network_that_cuts_has_the_bits_of_the_simulation(tmp_p
                     raise Killed
                 yield result
 
-    monkeypatch.setattr("fedloom.deploy.host.Remote", Dying)
+    monkeypatch.setattr("fedloom.deploy.serving.host.Remote", Dying)
     terms = Terms(Patience(away=30.0))
     with settled(), Cutting(0, size=1.5e6, seconds=3.0, seed=1) as relay:
         door = Door(tmp_path, relay)

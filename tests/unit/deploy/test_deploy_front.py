@@ -11,8 +11,8 @@ import threading
 import pytest
 
 from fedloom.addresses import bound
-from fedloom.deploy.front import Front
-from fedloom.deploy.greeting import CLIENTS, WEB
+from fedloom.deploy.carrier.front import Front
+from fedloom.deploy.carrier.greeting import CLIENTS, WEB
 from fedloom.errors import UsageError
 
 TIME = 20.0

@@ -11,16 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.deploy import frames, messages
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.frames import PLACE, Head
-from fedloom.deploy.grpc_gate import Gate
-from fedloom.deploy.identity import Keys, context_of
-from fedloom.deploy.invitation import INSECURE
-from fedloom.deploy.limits import Limits
-from fedloom.deploy.messages import Receipt, Upload
+from fedloom.deploy.carrier.grpc_gate import Gate
+from fedloom.deploy.carrier.limits import Limits
+from fedloom.deploy.carrier.transport_grpc import connect, listen
+from fedloom.deploy.protocol import messages
+from fedloom.deploy.protocol.messages import Receipt, Upload
 from fedloom.deploy.seam import Unreachable
-from fedloom.deploy.transport_grpc import connect, listen
+from fedloom.deploy.trust import frames
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.frames import PLACE, Head
+from fedloom.deploy.trust.identity import Keys, context_of
+from fedloom.deploy.trust.invitation import INSECURE
 
 grpc = pytest.importorskip("grpc")
 SMALL = Limits(clients=4, silent=1.5, calls=8, gap=1.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedloom.deploy.greeting import CLIENTS, MOST, WEB, protocols, route
+from fedloom.deploy.carrier.greeting import CLIENTS, MOST, WEB, protocols, route
 
 
 def hello(*names: str) -> bytes:

@@ -11,17 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.deploy import frames, identity, messages, tls
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.frames import Head, Numbers
-from fedloom.deploy.identity import Keys, context_of, signed
-from fedloom.deploy.invitation import INSECURE, PUBLIC, Invitation
-from fedloom.deploy.limits import Buckets, Limits
-from fedloom.deploy.messages import Open
+from fedloom.deploy.carrier.limits import Buckets, Limits
+from fedloom.deploy.carrier.staging import IN_MEMORY, Staging
+from fedloom.deploy.protocol import messages
+from fedloom.deploy.protocol.messages import Open
 from fedloom.deploy.seam import Refused
-from fedloom.deploy.sessions import Sessions, Unknown
-from fedloom.deploy.staging import IN_MEMORY, Staging
-from fedloom.deploy.tls import Certificates
+from fedloom.deploy.trust import frames, identity, tls
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.frames import Head, Numbers
+from fedloom.deploy.trust.identity import Keys, context_of, signed
+from fedloom.deploy.trust.invitation import INSECURE, PUBLIC, Invitation
+from fedloom.deploy.trust.sessions import Sessions, Unknown
+from fedloom.deploy.trust.tls import Certificates
 from fedloom.errors import DataError, UsageError
 
 HERE = context_of("ab" * 32)

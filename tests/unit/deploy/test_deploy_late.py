@@ -9,12 +9,12 @@ import torch
 
 from fedloom.algorithms.base import Broadcast
 from fedloom.clients import Order
-from fedloom.deploy.checks import Pattern
-from fedloom.deploy.desk import Desk
-from fedloom.deploy.messages import STOP, Upload
-from fedloom.deploy.patience import Patience
-from fedloom.deploy.roster import Roster
+from fedloom.deploy.protocol.messages import STOP, Upload
 from fedloom.deploy.seam import Identity, Unreachable
+from fedloom.deploy.serving.checks import Pattern
+from fedloom.deploy.serving.desk import Desk
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.serving.roster import Roster
 from fedloom.errors import UsageError
 from fedloom.records import ClientFailure
 
@@ -205,7 +205,7 @@ def test_fedbuff_over_the_network_uses_a_late_update(world):
 
 def test_a_client_does_not_wait_for_ever_after_the_last_round(world, monkeypatch):
     made = world(clients=1, rounds=1)
-    monkeypatch.setattr("fedloom.deploy.client.LAST_WORD", 0.2)
+    monkeypatch.setattr("fedloom.deploy.joining.client.LAST_WORD", 0.2)
     client = made.client(0)
     note = client._note
 
@@ -214,7 +214,7 @@ def test_a_client_does_not_wait_for_ever_after_the_last_round(world, monkeypatch
         made.network.fault = lambda *_: "lost"
 
     client._note = gone
-    monkeypatch.setattr("fedloom.deploy.host.GOODBYE", 0.5)
+    monkeypatch.setattr("fedloom.deploy.serving.host.GOODBYE", 0.5)
     made.start(client, "c0")
     made.serve()
     assert "the last round is done" in str(made.ends["c0"])

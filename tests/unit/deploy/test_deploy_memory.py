@@ -11,8 +11,8 @@ import torch
 from fedloom import checkpoint
 from fedloom.aggregate.mean import StreamingMean
 from fedloom.deploy.beside import Beside
-from fedloom.deploy.staging import IN_MEMORY, Staging
-from fedloom.deploy.wire import DIGEST, Raw, Summed, pieces, plain, read, sealed
+from fedloom.deploy.carrier.staging import IN_MEMORY, Staging
+from fedloom.deploy.protocol.wire import DIGEST, Raw, Summed, pieces, plain, read, sealed
 from fedloom.rounds import Snapshot
 
 LARGE = 3_000_001  # numbers: 12 MB

@@ -11,7 +11,7 @@ import torch
 from fedloom.clients import Order, Population
 from fedloom.config import Config
 from fedloom.data import load_pair
-from fedloom.deploy.checks import SAMPLES, Pattern, Shape
+from fedloom.deploy.serving.checks import SAMPLES, Pattern, Shape
 from fedloom.models import io
 from fedloom.simulation.setup import prepare_remote
 from fedloom.training.shard import Shard

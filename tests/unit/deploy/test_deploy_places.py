@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.locking import alone
-from fedloom.deploy.roster import Roster
 from fedloom.deploy.seam import Identity, Refused
+from fedloom.deploy.serving.roster import Roster
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.locking import alone
 from fedloom.errors import StorageError
 
 ANA, LEA, TOM = (bytes([n]) * 32 for n in (1, 2, 3))

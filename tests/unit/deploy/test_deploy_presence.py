@@ -1,7 +1,7 @@
 import json
 import time
 
-from fedloom.deploy.presence import FILE
+from fedloom.deploy.serving.presence import FILE
 
 
 def test_a_served_run_says_who_is_there_and_for_how_long_they_worked_but_no_keys(world):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedloom.algorithms.sealed import SEALED, numbers
-from fedloom.deploy.memory import Memory
+from fedloom.deploy.joining.memory import Memory
 from fedloom.deploy.sealing.transcript import Transcript
 from fedloom.errors import MissingDependency, TrainingError, UsageError
 from fedloom.privacy.secagg import Step

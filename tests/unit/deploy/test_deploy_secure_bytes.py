@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.deploy.messages import Task, Upload, decode, encode
+from fedloom.deploy.protocol.messages import Task, Upload, decode, encode
 from fedloom.deploy.sealing import begun as begins
 from fedloom.deploy.sealing import journal
 from fedloom.deploy.sealing.begun import Begun, Gone, closed_from_bytes, closed_to_bytes

@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
-from fedloom.deploy.host import host
 from fedloom.deploy.sealing import engine, exchange, journal
 from fedloom.deploy.sealing.transcript import CLOSED, Transcript
+from fedloom.deploy.serving.host import host
 from fedloom.privacy.secagg import Step
 from fedloom.simulation.simulate import simulate
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from fedloom.algorithms.sealed import SEALED
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.memory import Memory
-from fedloom.deploy.messages import TRAIN, Task
+from fedloom.deploy.joining.memory import Memory
+from fedloom.deploy.protocol.messages import TRAIN, Task
 from fedloom.deploy.sealing.legs import Leg, broadcast_of, session_of
 from fedloom.deploy.sealing.part import NOTES, Part, Terms
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import DataError, UsageError
 from fedloom.privacy.secagg import Config, Server, Step, plan
 from fedloom.records import ClientUpdate

@@ -15,17 +15,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedloom.deploy import frames, grpc_client, messages
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.fake import FakeNetwork
-from fedloom.deploy.frames import PLACE, Head
-from fedloom.deploy.identity import Keys, context_of
-from fedloom.deploy.invitation import INSECURE, Invitation
-from fedloom.deploy.limits import Limits
-from fedloom.deploy.messages import Beat, Hello, Poll, Receipt, Task, Upload, Welcome, decode
+from fedloom.deploy.carrier import grpc_client
+from fedloom.deploy.carrier.fake import FakeNetwork
+from fedloom.deploy.carrier.limits import Limits
+from fedloom.deploy.carrier.transport_grpc import connect, listen
+from fedloom.deploy.protocol import messages
+from fedloom.deploy.protocol.messages import Beat, Hello, Poll, Receipt, Task, Upload, Welcome, decode
 from fedloom.deploy.seam import Refused, Unreachable
-from fedloom.deploy.tls import Certificates, fetch_authority
-from fedloom.deploy.transport_grpc import connect, listen
+from fedloom.deploy.trust import frames
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.frames import PLACE, Head
+from fedloom.deploy.trust.identity import Keys, context_of
+from fedloom.deploy.trust.invitation import INSECURE, Invitation
+from fedloom.deploy.trust.tls import Certificates, fetch_authority
 from fedloom.errors import UsageError
 
 grpc = pytest.importorskip("grpc")
@@ -223,7 +225,7 @@ def test_a_server_that_shows_the_right_authority_needs_its_signature(net, tmp_pa
     from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
-    from fedloom.deploy import tls
+    from fedloom.deploy.trust import tls
 
     authority = x509.load_pem_x509_certificate((net.folder / "tls" / "authority.pem").read_bytes())
     forged_key, forged = tls._server(ec.generate_private_key(ec.SECP256R1()), authority)
@@ -544,7 +546,7 @@ BOUNDED = """
 import pathlib, re, sys, tempfile, torch
 sys.path.insert(0, sys.argv[1])
 from test_deploy_transport import Net, Desk
-from fedloom.deploy.messages import Receipt, Task, Upload
+from fedloom.deploy.protocol.messages import Receipt, Task, Upload
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) * 1024

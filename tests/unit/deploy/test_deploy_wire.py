@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedloom.deploy import messages, wire
-from fedloom.deploy.messages import (
+from fedloom.deploy.protocol import messages, wire
+from fedloom.deploy.protocol.messages import (
     KINDS,
     Beat,
     Hello,

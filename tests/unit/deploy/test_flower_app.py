@@ -19,9 +19,9 @@ from fedloom.cli.app import app as program
 from fedloom.config import Config
 from fedloom.deploy.flower import consent, launch
 from fedloom.deploy.flower.consent import Node
-from fedloom.deploy.host import Terms, served
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.patience import Patience
+from fedloom.deploy.serving.host import Terms, served
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import DataError, NetworkError, UsageError
 
 flower = pytest.importorskip("flwr.app")

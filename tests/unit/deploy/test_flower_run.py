@@ -15,13 +15,13 @@ import torch
 
 from fedloom import events as log
 from fedloom.config import Config
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.desk import Desk
 from fedloom.deploy.flower import consent
 from fedloom.deploy.flower.consent import Node
-from fedloom.deploy.host import Terms
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.patience import Patience
+from fedloom.deploy.serving.desk import Desk
+from fedloom.deploy.serving.host import Terms
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import NetworkError, UsageError
 from fedloom.simulation.simulate import simulate
 

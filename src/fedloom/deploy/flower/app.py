@@ -14,17 +14,17 @@ from typing import Any
 
 from fedloom.algorithms.protection import SHARES
 from fedloom.config import Config
-from fedloom.deploy.admission import Admission
-from fedloom.deploy.door import ADMISSION, AUDIT, SECRETS, AuditLog
 from fedloom.deploy.flower.consent import NODE, Node
 from fedloom.deploy.flower.courier import DEAF, PACE, Courier
 from fedloom.deploy.flower.letters import Letter
 from fedloom.deploy.flower.loader import load
 from fedloom.deploy.flower.node import answer
-from fedloom.deploy.host import Listen, Terms, host, served
-from fedloom.deploy.locking import alone
-from fedloom.deploy.patience import Patience
-from fedloom.deploy.server import Server
+from fedloom.deploy.serving.door import ADMISSION, AUDIT, SECRETS, AuditLog
+from fedloom.deploy.serving.host import Listen, Terms, host, served
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.serving.server import Server
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.locking import alone
 from fedloom.errors import StorageError, UsageError
 from fedloom.simulation.run import Run
 
@@ -122,7 +122,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def listening(grid: Any, path: Path, count: int, say: Say, pace: float = PACE) -> Listen:
-    """Return what makes a server reachable on Flower's grid, see :data:`fedloom.deploy.host.Listen`."""
+    """Return what makes a server reachable on Flower's grid, see :data:`fedloom.deploy.serving.host.Listen`."""
 
     @contextmanager
     def listen(server: Server) -> Iterator[Callable[[int], None]]:

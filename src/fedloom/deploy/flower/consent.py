@@ -16,8 +16,8 @@ from typing import Any, Self
 from fedloom import files
 from fedloom.data.dataset import Dataset
 from fedloom.data.sources import load_training
-from fedloom.deploy.agreement import Agreement
-from fedloom.deploy.identity import Keys
+from fedloom.deploy.joining.agreement import Agreement
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import DataError, NetworkError, UsageError
 
 NODE, ASKED, AGREED, KEY = "node.json", "asked.json", "agreed.json", "identity.key"

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from fedloom.deploy.admission import Admission
 from fedloom.deploy.flower.letters import HELLO, TASK, TERMS, TYPES, Letter, group, question, words
 from fedloom.deploy.flower.loader import load
 from fedloom.deploy.flower.node import DIGEST, TASK_PART, UPLOAD, WELCOME, digest
 from fedloom.deploy.flower.peers import Asked, Peer
-from fedloom.deploy.messages import STOP, Hello, Task, Upload, Welcome, decode, encode
+from fedloom.deploy.protocol.facts import OVER
+from fedloom.deploy.protocol.messages import STOP, Hello, Task, Upload, Welcome, decode, encode
 from fedloom.deploy.seam import Identity, Refused, Service, Unreachable
-from fedloom.deploy.server import OVER
+from fedloom.deploy.trust.admission import Admission
 from fedloom.errors import DataError, FedloomError
 
 PACE = 0.25

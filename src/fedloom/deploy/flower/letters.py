@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from fedloom.deploy.flower.loader import load
-from fedloom.deploy.identity import Keys, signed
-from fedloom.deploy.messages import Task
+from fedloom.deploy.protocol.messages import Task
+from fedloom.deploy.trust.identity import Keys, signed
 from fedloom.errors import DataError
 
 HELLO, TERMS, TASK = QUESTIONS = ("hello", "terms", "task")
@@ -29,7 +29,7 @@ class Letter:
         kind: One of :data:`QUESTIONS`; an answer has that of its question.
         run: The run's name.
         challenge: Of the question, 32 random bytes; an answer repeats it, so that an old one is no answer.
-        parts: Bytes by name: messages of :mod:`fedloom.deploy.messages`, digests.
+        parts: Bytes by name: messages of :mod:`fedloom.deploy.protocol.messages`, digests.
         reason: Why there is no answer; empty where there is one.
         final: Whether the node does not want to be asked again in this run.
         key: Who answers: its public key.

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom import __version__, files
-from fedloom.deploy.agreement import Agreement
-from fedloom.deploy.client import Client, Manners
 from fedloom.deploy.experiment import Samples
 from fedloom.deploy.flower import consent
 from fedloom.deploy.flower.consent import KEY, Node
 from fedloom.deploy.flower.letters import HELLO, QUESTIONS, TERMS, Letter
-from fedloom.deploy.identity import Keys
-from fedloom.deploy.messages import STOP, Hello, Receipt, Task, Upload, Welcome, decode, encode
+from fedloom.deploy.joining.agreement import Agreement
+from fedloom.deploy.joining.client import Client, Manners
+from fedloom.deploy.protocol.facts import NUMBER, SAMPLES
+from fedloom.deploy.protocol.messages import STOP, Hello, Receipt, Task, Upload, Welcome, decode, encode
 from fedloom.deploy.seam import Refused
-from fedloom.deploy.server import NUMBER, SAMPLES
+from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import DataError, FedloomError, UsageError
 
 TASK_PART, WELCOME, DIGEST, UPLOAD, WANTS = "task", "welcome", "digest", "upload", "wants"

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 from fedloom.deploy.flower.letters import Letter
-from fedloom.deploy.messages import Hello, Task
+from fedloom.deploy.protocol.messages import Hello, Task
 from fedloom.deploy.seam import Identity
 
 FIRST, LONGEST = 3.0, 30.0

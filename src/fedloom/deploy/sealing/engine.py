@@ -10,12 +10,12 @@ from pathlib import Path
 
 from fedloom.algorithms.sealed import SecureSum
 from fedloom.clients import Order, Result
-from fedloom.deploy.desk import Desk, opened
-from fedloom.deploy.roster import Roster
 from fedloom.deploy.sealing.begun import Begun
 from fedloom.deploy.sealing.exchange import Exchange
 from fedloom.deploy.sealing.legs import NONCE_SIZE, broadcast_of, session_of
 from fedloom.deploy.sealing.transcript import Transcript
+from fedloom.deploy.serving.desk import Desk, opened
+from fedloom.deploy.serving.roster import Roster
 from fedloom.engines import Closing
 from fedloom.privacy.secagg import Config, plan
 from fedloom.records import ClientFailure, ClientUpdate, Gathered

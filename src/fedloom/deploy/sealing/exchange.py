@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 
 from fedloom.clients import name as number_name
-from fedloom.deploy.messages import Receipt, Task, Upload
-from fedloom.deploy.patience import Patience
-from fedloom.deploy.roster import Member, Roster
+from fedloom.deploy.protocol.messages import Receipt, Task, Upload
 from fedloom.deploy.sealing.begun import Gone
 from fedloom.deploy.sealing.legs import Leg
 from fedloom.deploy.sealing.transcript import Transcript
 from fedloom.deploy.seam import Unreachable
+from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.serving.roster import Member, Roster
 from fedloom.errors import DataError, StorageError
 from fedloom.privacy.secagg import Step
 from fedloom.privacy.secagg.packing import Integers

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedloom.deploy.messages import Task, Upload
+from fedloom.deploy.protocol.messages import Task, Upload
 from fedloom.errors import DataError
 from fedloom.privacy.secagg import Step
 from fedloom.privacy.secagg.settings import MOST_CLIENTS, SESSION_SIZE

@@ -14,8 +14,8 @@ from typing import Any
 
 from fedloom import files
 from fedloom.algorithms.sealed import SEALED, numbers
-from fedloom.deploy.memory import Memory
-from fedloom.deploy.messages import Task, Upload
+from fedloom.deploy.joining.memory import Memory
+from fedloom.deploy.protocol.messages import Task, Upload
 from fedloom.deploy.sealing.legs import Leg, broadcast_of, session_of
 from fedloom.errors import DataError, FedloomError, UsageError
 from fedloom.privacy.secagg import Client, Config, Step, answer, plan
