@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from loopback import Desk, Net
 from processes import Process
 
 import fedloom
@@ -161,3 +162,29 @@ def started(tmp_path):
         if one.process.poll() is None:
             one.process.kill()
             one.process.wait(10)
+
+
+@pytest.fixture
+def net(tmp_path):
+    made = Net(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def plain(tmp_path):
+    made = Net(tmp_path, tls=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["fake", "grpc"])
+def pair(request, tmp_path):
+    """A service, and a client's channel to it."""
+    if request.param == "fake":
+        desk = Desk()
+        yield desk, FakeNetwork(desk).channel("ana")
+        return
+    made = Net(tmp_path)
+    yield made.desk, made.join("ana")
+    made.close()
