@@ -32,7 +32,7 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -221,7 +221,16 @@ def main() -> None:
         if given.peer:
             theirs += flower(given.peer, 5)
             print(f"Flower: {shown(statistics.median(theirs))} a round", flush=True)
-    lines = ["| what | median round | slowest | target |", "| --- | --- | --- | --- |"]
+    lines = [
+        "# A round over the network, beside Flower",
+        "",
+        f"`OMP_NUM_THREADS=1 python benchmarks/network_speed.py --peer PYTHON`, {date.today()}. Processes on loopback,",
+        "with TLS, a checkpoint and a line of the log per round; clients train nothing, they send back a thousandth of what",
+        "they got. Flower: SuperLink, SuperNodes, `flwr run`, clients that send back what they got.",
+        "",
+        "| what | median round | slowest | target |",
+        "| --- | --- | --- | --- |",
+    ]
     for arm in speed:
         own = times[arm.name]
         lines.append(
@@ -235,7 +244,12 @@ def main() -> None:
         )
     for arm in () if given.no_memory else MEMORY:
         if arm is MEMORY[0]:
-            lines += ["", "| 25 million numbers (100 MB) | held | files looked at |", "| --- | --- | --- |"]
+            lines += [
+                "",
+                "The server's memory beyond what it had before there was a model (target: below 3 models held):",
+                "",
+            ]
+            lines += ["| 25 million numbers (100 MB) | held | files looked at |", "| --- | --- | --- |"]
         found = fedloom(arm)
         size = arm.millions * 4e6
         row = f"| {arm.clients} clients | {found.held / size:.2f} models | {found.files / size:.2f} models |"

@@ -23,7 +23,7 @@ from fedloom.deploy.joining.memory import Memory
 from fedloom.deploy.joining.side import Side
 from fedloom.deploy.protocol import messages
 from fedloom.deploy.protocol.facts import NUMBER, SAMPLES
-from fedloom.deploy.protocol.messages import TRAIN, Hello, Poll, Task, Upload
+from fedloom.deploy.protocol.messages import STOP, TRAIN, Hello, Poll, Task, Upload
 from fedloom.deploy.seam import Identity, Refused, Unreachable
 from fedloom.deploy.serving.checks import Pattern
 from fedloom.deploy.serving.desk import Desk
@@ -193,6 +193,17 @@ def server(tmp_path):
 def hello(name: str, samples: int = 20, shape=(8, 8), **more):
     facts = {SAMPLES: Samples(tuple(shape), ("a", "b"), 16.0).to_json(), NUMBER: None, **more}
     return Identity(name, name.encode().ljust(32)), Hello(name, samples=samples, facts=facts)
+
+
+def test_who_comes_back_when_the_run_is_over_is_told_so_and_a_stranger_is_sent_away(server):
+    server.register(*hello("ana"))
+    server.stop("the run is over")
+    who, again = hello("ana")
+    server.register(who, again)
+    task = server.next_task(who, 0.0)
+    assert (task.kind, task.reason) == (STOP, "the run is over")
+    with pytest.raises(Refused, match="the run is over"):
+        server.register(*hello("mallory"))
 
 
 def test_who_gets_no_place_does_not_say_what_samples_look_like(server):

@@ -135,9 +135,9 @@ class Server:
     def register(self, who: Identity, hello: Hello) -> Welcome:
         """Take a client in; see :class:`~fedloom.deploy.seam.Service`, and so for the methods that follow."""
         with self._changed:
-            if self._over:
-                raise Refused("the run is over")
             new = len(self._roster.members())
+            if self._over and not self._knows(who):
+                raise Refused("the run is over")
             member = self._admitted(who, hello)
             if len(self._roster.members()) > new:
                 other = "" if hello.version == __version__ else f" (with fedloom {hello.version})"
@@ -152,11 +152,14 @@ class Server:
             found = self._check_samples(who, hello)
             member = self._roster.admit(who, hello.samples, wish if type(wish) is int else None)
         except Refused:
-            if all(member.key != who.key.hex() for member in self._roster.members()):
+            if not self._knows(who):
                 self.parted(who.key)
             raise
         self.samples = self.samples or found  # of one that has a place
         return member
+
+    def _knows(self, who: Identity) -> bool:
+        return any(member.key == who.key.hex() for member in self._roster.members())
 
     def _check_samples(self, who: Identity, hello: Hello) -> Samples:
         try:
