@@ -81,6 +81,8 @@ def serve(
     from fedloom.deploy.serving.serve import Place
     from fedloom.deploy.serving.serve import serve as run
 
+    if superlink and engine != fleet.FLOWER:
+        raise UsageError("--superlink goes with --engine flower")
     frugal()
     deadline = float("inf") if given["deadline"] == 0 else given["deadline"]
     patience = Patience(deadline, given["away"], given["quorum"], given["enough"], given["late"])

@@ -34,7 +34,8 @@ class Background:
 
     Args:
         app: What is served.
-        sock: A socket that is bound and listens; it is closed at the end. :func:`bound` makes one.
+        sock: A socket that is bound and listens; it is closed at the end. :func:`fedloom.addresses.bound`
+            makes one.
         certificate: A certificate chain (PEM) for TLS.
         key: Its private key.
 

@@ -13,13 +13,13 @@ import torch
 from fedloom import events as log
 from fedloom.config import Config
 from fedloom.deploy.carrier.cutting import Cutting
-from fedloom.deploy.carrier.settling import settled
 from fedloom.deploy.carrier.transport_grpc import connect, listen
 from fedloom.deploy.joining.client import Client
 from fedloom.deploy.seam import Unreachable
 from fedloom.deploy.serving.engine import Remote
 from fedloom.deploy.serving.host import Terms, host
 from fedloom.deploy.serving.patience import Patience
+from fedloom.deploy.settling import settled
 from fedloom.deploy.trust.admission import Admission
 from fedloom.deploy.trust.identity import Keys
 from fedloom.deploy.trust.tls import Certificates

@@ -6,6 +6,7 @@ It does not decrypt: both servers behind it have the same certificate, and liste
 from __future__ import annotations
 
 import contextlib
+import errno
 import selectors
 import socket
 import threading
@@ -75,7 +76,7 @@ class Front:
         listening.setblocking(False)
         self._selector.register(listening, _READ, self._listening)
         self._selector.register(self._woken, _READ, None)
-        self._accepting, self._stopping = True, False
+        self._accepting, self._stopping, self._full_until = True, False, 0.0
         self._thread = threading.Thread(target=self._run, name="fedloom-front", daemon=True)
         self._thread.start()
 
@@ -118,7 +119,7 @@ class Front:
         now = time.monotonic()
         for one in [one for one in self._open if not one.flows and now > one.ends]:
             self._close(one)
-        if self._accepting != (len(self._open) < self._most):
+        if self._accepting != (len(self._open) < self._most and now >= self._full_until):
             self._accepting = not self._accepting
             if self._accepting:
                 self._selector.register(self._listening, _READ, self._listening)
@@ -129,7 +130,9 @@ class Front:
         while len(self._open) < self._most:
             try:
                 near, address = self._listening.accept()
-            except OSError:  # nobody waits, who waited is gone, or there are no more files: the others go on
+            except OSError as error:  # nobody waits, or who waited is gone: the others go on
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._full_until = time.monotonic() + _LOOK  # no more files: it would be said again at once
                 return
             one = _Connection(near, _shown(near, address), time.monotonic() + self._patience)
             _prepare(near)

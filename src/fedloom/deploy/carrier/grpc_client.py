@@ -195,7 +195,7 @@ class GrpcChannel:
         have = 0
         try:
             stream = iter(method(request, timeout=timeout))
-            length = PLACE.unpack(next(stream))[0]
+            length = _number(next(stream, b""))
             answer, summed = _room(length), Summed(length)
             for data in stream:
                 place, content = frames.unchunk(data)
@@ -217,7 +217,7 @@ class GrpcChannel:
     def _have(self, length: int, digest: bytes) -> int:
         def once() -> int:
             head = self._head(frames.OFFER, length, digest)
-            return int(PLACE.unpack(self._call(self._offering, head, self._timeout))[0])
+            return _number(self._call(self._offering, head, self._timeout))
 
         return self._with_session(once)
 
@@ -292,3 +292,9 @@ def _read(data: Buffer, summed: bytes | None, expected: type[M]) -> M:
         return decode(data, expected, summed)
     except DataError as error:
         raise Refused(f"the server's answer cannot be read: {error}") from error
+
+
+def _number(data: bytes) -> int:
+    if len(data) != PLACE.size:
+        raise Unreachable("the server's answer was cut; ask again")
+    return int(PLACE.unpack(data)[0])

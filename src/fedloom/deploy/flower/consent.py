@@ -17,10 +17,11 @@ from fedloom import files
 from fedloom.data.dataset import Dataset
 from fedloom.data.sources import load_training
 from fedloom.deploy.joining.agreement import Agreement
+from fedloom.deploy.joining.join import KEY
 from fedloom.deploy.trust.identity import Keys
 from fedloom.errors import DataError, NetworkError, UsageError
 
-NODE, ASKED, AGREED, KEY = "node.json", "asked.json", "agreed.json", "identity.key"
+NODE, ASKED, AGREED = "node.json", "asked.json", "agreed.json"
 PAUSE = 0.5
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from fedloom import files
 from fedloom.config import Config
-from fedloom.deploy.carrier.settling import ended_by_sigterm
 from fedloom.deploy.flower.app import app_folder, fitting, settings
 from fedloom.deploy.serving.host import NOTHING, USUAL, Terms, finished
 from fedloom.deploy.serving.serve import free_folder
+from fedloom.deploy.settling import ended_by_sigterm
 from fedloom.errors import MissingDependency, NetworkError
 from fedloom.simulation.simulate import base_of
 

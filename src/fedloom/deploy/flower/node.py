@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedloom import __version__, files
 from fedloom.deploy.experiment import Samples
 from fedloom.deploy.flower import consent
-from fedloom.deploy.flower.consent import KEY, Node
+from fedloom.deploy.flower.consent import Node
 from fedloom.deploy.flower.letters import HELLO, QUESTIONS, TERMS, Letter
 from fedloom.deploy.joining.agreement import Agreement
 from fedloom.deploy.joining.client import Client, Manners
+from fedloom.deploy.joining.join import KEY
 from fedloom.deploy.protocol.facts import NUMBER, SAMPLES
 from fedloom.deploy.protocol.messages import STOP, Hello, Receipt, Task, Upload, Welcome, decode, encode
 from fedloom.deploy.seam import Refused
 from fedloom.deploy.trust.identity import Keys
+from fedloom.deploy.trust.locking import alone
 from fedloom.errors import DataError, FedloomError, UsageError
 
 TASK_PART, WELCOME, DIGEST, UPLOAD, WANTS = "task", "welcome", "digest", "upload", "wants"
@@ -36,7 +36,7 @@ def answer(folder: Path, question: Letter, say: Callable[[str], None] = print) -
         question: What is asked.
         say: Told what the node's owner should know.
     """
-    with _alone(folder):
+    with alone(folder, file=".lock"):  # Flower may start a second process before the first is done
         keys = Keys.at(folder / KEY)
         try:
             node = Node.at(folder)
@@ -160,18 +160,3 @@ def _keep(folder: Path, name: bytes, welcome: bytes) -> None:
     known = sorted(folder.glob("welcome-*.bin"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in known[WELCOMES:]:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a node's folder: Flower may start a second one before the first is done."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has no such lock
-        yield
-        return
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(parents=True)
-    with (folder / ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from fedloom.data.dataset import Dataset
 from fedloom.data.sources import load_training
-from fedloom.deploy.carrier.settling import ended_by_sigterm, settled
 from fedloom.deploy.carrier.transport_grpc import connect
 from fedloom.deploy.joining.agreement import Agreement
 from fedloom.deploy.joining.client import PATIENT, Client, Manners
 from fedloom.deploy.seam import Channel, Unreachable
+from fedloom.deploy.settling import ended_by_sigterm, settled
 from fedloom.deploy.trust import given
 from fedloom.deploy.trust.identity import Keys
 from fedloom.deploy.trust.invitation import PUBLIC, Invitation

@@ -214,12 +214,6 @@ def _nothing() -> Shard:
     return Shard("", torch.zeros(0), torch.zeros(0, dtype=torch.int64), 1.0)
 
 
-def _with(side: ClientSide, population: Population) -> ClientSide:
-    from dataclasses import replace
-
-    return replace(side, population=population)
-
-
 def explained(error: Exception) -> str:
     """Say in one line what went wrong, with the file and the line where it was no error on purpose."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -13,7 +13,7 @@ from fedloom.deploy.protocol.forms import Array, Fact
 from fedloom.deploy.protocol.wire import Buffer, Raw
 from fedloom.errors import DataError
 
-TRAIN, CHECK, STOP = TASKS = ("train", "check", "stop")
+TRAIN, CHECK, STOP = ("train", "check", "stop")
 
 Name: TypeAlias = Annotated[str, forms.line(64)]
 Line: TypeAlias = Annotated[str, forms.text(2000)]
@@ -37,7 +37,7 @@ class Hello:
         version: Of fedloom.
         samples: How many samples it trains on.
         held: How many it keeps for evaluation.
-        facts: What the server checks its data by, JSON-able: the shape of an input, the number of classes, ...
+        facts: What the server checks its data by, JSON-able: the shape of an input, the names of the classes, ...
     """
 
     name: Name
@@ -76,7 +76,8 @@ class Task:
     """What a client is to do.
 
     Attributes:
-        kind: :data:`TRAIN`, :data:`CHECK` (train one batch and report), or :data:`STOP` (``reason`` says why).
+        kind: :data:`TRAIN`, :data:`CHECK` (say that all is ready, or train one batch and report), :data:`STOP`
+            (``reason`` says why), or :data:`fedloom.deploy.sealing.legs.SECURE` (a step of a secure sum).
         round: The number of the round, from 1; 0 where there is none.
         attempt: 0, or 1 and 2 for those that are asked in place of others.
         vector: The model, float32 (P,); None where it is ``encoded``.

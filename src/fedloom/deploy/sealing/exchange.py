@@ -75,12 +75,12 @@ class Exchange:
                 again = self._transcript.answered(place, leg.step)
                 return Receipt(again, "" if again else f"step '{leg.step.label}' of the secure sum is over", again)
             gone = self._received(member, place, upload)
-        with self._changed:
-            self._waiting.discard(place)
-            self._tasks.pop(member.number, None)
-            if gone is not None:
-                self._gone[place] = gone
-            self._news.set()
+            with self._changed:
+                self._waiting.discard(place)
+                self._tasks.pop(member.number, None)
+                if gone is not None:
+                    self._gone[place] = gone
+                self._news.set()
         if gone is not None:
             self._say(f"round {self.round}: {gone.reason}")
         return Receipt(gone is None or bool(upload.failure), "" if gone is None else gone.reason)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.config import Config
-from fedloom.deploy.carrier.settling import ended_by_sigterm, settled
 from fedloom.deploy.serving.door import ADDRESS, ADMISSION, AUDIT, SECRETS, AuditLog, Door, Place
 from fedloom.deploy.serving.host import NOTHING, USUAL, Terms, finished, host, served
+from fedloom.deploy.settling import ended_by_sigterm, settled
 from fedloom.errors import FedloomError, UsageError
 from fedloom.simulation.folder import CONFIG
 from fedloom.simulation.run import Run

@@ -68,7 +68,7 @@ class Server:
 
         Args:
             experiment: What they need.
-            check: Whether each has to say that it can take part, before :meth:`checked` is over.
+            check: Whether each has to say that it can take part, before :meth:`wait_checked` is over.
             trial: Whether it trains on its data for that, and throws the result away.
         """
         with self._changed:

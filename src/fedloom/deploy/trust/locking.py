@@ -14,21 +14,22 @@ FILE = "lock"
 
 
 @contextmanager
-def alone(folder: Path, taken: str) -> Iterator[None]:
+def alone(folder: Path, taken: str = "", file: str = FILE) -> Iterator[None]:
     """Keep a folder for this process while the block runs; the lock of a process that was killed is gone with it.
 
     Args:
         folder: It is made where there is none.
-        taken: What to say where another process has it.
+        taken: What to say where another process has it; without it, it is waited for.
+        file: What is locked in it.
 
     Raises:
         StorageError: Another process has it, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(folder / file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise storage_error(folder / FILE, error) from error
+        raise storage_error(folder / file, error) from error
     try:
         _lock(handle, taken)
         yield
@@ -42,7 +43,7 @@ def _lock(handle: int, taken: str) -> None:
     except ImportError:  # Windows
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if taken else 0))
     except BlockingIOError as error:
         raise StorageError(taken) from error
     except OSError:
