@@ -35,7 +35,7 @@ class Limits:
 
     message: int = 1 << 30
     small: int = 1 << 20
-    chunk: int = 1 << 18
+    chunk: int = 1 << 19
     wait: float = 30.0
     rate: float = 50.0
     burst: float = 200.0
