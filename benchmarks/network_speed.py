@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--out", type=Path, help="the result as Markdown")
     given = parser.parse_args()
-    speed = [arm for arm in SPEED if not given.only or arm.model in given.only.split(",")]
+    wanted = given.only.split(",") if given.only else [arm.model for arm in SPEED]
+    speed = [arm for arm in SPEED if given.repeats and arm.model in wanted]
     times: dict[str, list[float]] = {arm.name: [] for arm in speed}
     theirs: list[float] = []
     for _ in range(given.repeats):

@@ -7,6 +7,7 @@ A checkpoint is one safetensors file, written atomically; the last two are kept.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,12 +84,15 @@ def rest(path: Path, state: Mapping[str, Tensor]) -> None:
     """Let the large tensors of a state lie in the checkpoint that was just written of it, and no more in memory.
 
     Everybody who has one of these tensors has it still, with the same numbers; they are read from the disk when they are
-    looked at, and take no memory of the process until they are changed.
+    looked at, and take no memory of the process until they are changed. They stay in memory where a file that is looked at
+    cannot be deleted (Windows), as old checkpoints are.
 
     Args:
         path: What :func:`save` returned.
         state: The state that was saved.
     """
+    if os.name != "posix":
+        return
     found, _ = read_tensors(path)
     for key, tensor in state.items():
         there = found.get(f"state/{key}")

@@ -164,7 +164,17 @@ def copy(source: str | Path, target: str | Path) -> None:
 
 
 def write_tensors(path: str | Path, arrays: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write named tensors and text metadata as a safetensors file, atomically; no second copy of them is in memory."""
+    """Write named tensors and text metadata as a safetensors file, atomically.
+
+    The library's own functions copy all of them first, and tell a full disk as an error of another kind.
+
+    Raises:
+        DataError: The format has no such type of numbers.
+        StorageError: It cannot be written.
+    """
+    for name, tensor in arrays.items():
+        if str(tensor.dtype) not in _NAMES:
+            raise DataError(f"{path}: '{name}' holds {tensor.dtype}, which cannot be written", file=str(path))
     rows = sorted(arrays.items(), key=lambda row: (-_ORDER.index(str(row[1].dtype)), row[0]))
     head: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0

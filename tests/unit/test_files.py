@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import torch
 
 from fedloom import files, rng
@@ -48,6 +49,27 @@ def test_tensors_and_metadata_round_trip(tmp_path):
     back, metadata = files.read_tensors(path)
     assert metadata == {"k": "v"}
     assert all(torch.equal(back[k], arrays[k]) for k in arrays)
+
+
+def test_the_library_reads_every_type_and_shape_that_is_written(tmp_path):
+    path = tmp_path / "a.safetensors"
+    types = [getattr(torch, name.removeprefix("torch.")) for name in files._NAMES]
+    arrays = {f"ä {kind}": (3 * torch.rand(5, 3)).to(kind).T for kind in types}
+    arrays |= {"none": torch.zeros(0, 4), "one": torch.tensor(2.5), "part": torch.arange(9.0)[1:8:2]}
+    files.write_tensors(path, arrays, {"k": 'a "text" ü'})
+    found = safetensors.torch.load(path.read_bytes())
+    assert found.keys() == arrays.keys()
+    for name, value in arrays.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert torch.equal(found[name].double(), value.double())
+    with safetensors.safe_open(path, "pt") as opened:
+        assert opened.metadata() == {"k": 'a "text" ü'}
+
+
+def test_numbers_that_the_format_does_not_have_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"'w' holds torch\.complex64"):
+        files.write_tensors(tmp_path / "a.safetensors", {"w": torch.ones(2, dtype=torch.complex64)}, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("cut", [0, 4, 20, -1])
