@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -65,15 +65,11 @@ class FolderSource:
     Args:
         path: The folder.
         name: What it is called; the folder's name when left out.
-        presence: Tells who takes part, where the run is served by this process; else that is read from the folder.
     """
 
-    def __init__(
-        self, path: str | Path, name: str = "", presence: Callable[[], Mapping[str, Any]] | None = None
-    ) -> None:
+    def __init__(self, path: str | Path, name: str = "") -> None:
         self._path = Path(path)
         self._name = name or self._path.resolve().name
-        self._live = presence
         self._log = Follower(self._path / EVENTS)
         self._fold = Fold()
         self._facts: Facts = {}
@@ -99,9 +95,9 @@ class FolderSource:
         if anew or rows or not self._facts:
             self._fold.take(rows)
             self._facts, self._rounds = self._fold.facts(), tuple(self._fold.rounds)
-        served = self._live is not None or (self._path / SERVED).is_file()
+        served = (self._path / SERVED).is_file()
         facts, config = self._facts, self._tables()
-        presence = self._presence() if served else {}
+        presence = shown_presence(_json(self._path / PRESENCE) or _json(self._path / CLIENTS)) if served else {}
         shown = {
             "name": self._name,
             "config": config,
@@ -127,11 +123,6 @@ class FolderSource:
         usual = facts["sums"]["seconds"] / max(1, facts["rounds"])
         silent = now - _changed(self._path / EVENTS)
         return "running" if silent < max(_PATIENCE, 5 * usual) else "quiet"
-
-    def _presence(self) -> Facts:
-        if self._live is not None:
-            return shown_presence(self._live())
-        return shown_presence(_json(self._path / PRESENCE) or _json(self._path / CLIENTS))
 
     def _tables(self) -> dict[str, dict[str, Any]]:
         """Return the configuration; read again where the file is another."""

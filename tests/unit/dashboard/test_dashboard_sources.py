@@ -75,12 +75,6 @@ def test_presence_shows_no_keys_and_no_addresses(tmp_path):
     assert "10.0.0.1" not in told
 
 
-def test_presence_of_a_run_in_this_process_counts_before_the_file(tmp_path):
-    run(tmp_path / "a", [started()], presence=presence())
-    source = FolderSource(tmp_path / "a", presence=lambda: presence(round=77))
-    assert source.look().presence["round"] == 77
-
-
 def test_damaged_files_are_no_end_of_the_page(tmp_path):
     folder = run(tmp_path / "a", [started(), row(1)], presence=presence())
     (folder / "config.toml").write_text("[run\n")

@@ -35,7 +35,7 @@ from fedloom.errors import DataError
 
 VECTOR = torch.arange(5, dtype=torch.float32)
 SAMPLES = {
-    Hello: Hello("ana", "0.1", 600, 60, {"shape": [28, 28], "classes": 10}),
+    Hello: Hello("ana", "0.1", 600, {"shape": [28, 28], "classes": 10}),
     Welcome: Welcome(3, 30, "run", {"run": {"rounds": 3}}, {"kind": "zoo"}, {"start": VECTOR}, {"unlabelled": b"abc"}),
     Task: Task("train", 7, 1, VECTOR, b"", {"c": VECTOR * 2}, 0.1, 60.0, 2, 1, "go", {"x": [1, None]}),
     Upload: Upload(7, 1, "train", None, b"codec", {"c": VECTOR}, 600.0, 20, {"loss": 0.5}, 20, "", "", {}),

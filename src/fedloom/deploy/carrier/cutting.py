@@ -61,10 +61,6 @@ class Cutting:
         self._thread.join()
         self._loop.close()
 
-    def calm(self) -> None:
-        """Cut no connection that begins from now on."""
-        self._seconds = self._size = 0.0
-
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
 

@@ -36,14 +36,12 @@ class Hello:
         name: What it wants to be called; the server's list and its log call it so.
         version: Of fedloom.
         samples: How many samples it trains on.
-        held: How many it keeps for evaluation.
         facts: What the server checks its data by, JSON-able: the shape of an input, the names of the classes, ...
     """
 
     name: Name
     version: Name = ""
     samples: Count = 0
-    held: Count = 0
     facts: Facts = field(default_factory=dict)
 
 
