@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import time
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -31,25 +30,15 @@ def dashboard(runs: tuple[Path, ...], listen: str, token: str | None, opened: bo
     fedloom dashboard runs --listen 0.0.0.0:8080
     """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
     from fedloom.dashboard.watching import watch
+    from fedloom.deploy.interrupts import stoppable
 
-    stopped = threading.Event()
-
-    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal wants it
-        stopped.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, end) for number in numbers]
-    try:
-        with watch(runs or RUNS, listen, token) as made:
-            show.line(f"dashboard: {made.url}")
-            show.line("Ctrl-C ends it")
-            if opened:
-                click.launch(made.url)
-            while not stopped.wait(1.0):
-                pass
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    with suppress(KeyboardInterrupt), stoppable(), watch(runs or RUNS, listen, token) as made:
+        show.line(f"dashboard: {made.url}")
+        show.line("Ctrl-C ends it")
+        if opened:
+            click.launch(made.url)
+        while True:
+            time.sleep(1.0)
 
 
 ALL = (dashboard,)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 GRACE = 3.0
 """Seconds that all threads together are waited for."""
@@ -26,20 +24,3 @@ def settled() -> Iterator[None]:
         ends = time.monotonic() + GRACE
         for thread in set(threading.enumerate()) - before - {threading.current_thread()}:
             thread.join(max(0.0, ends - time.monotonic()))
-
-
-@contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C would."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal wants it
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -22,12 +22,15 @@ def stopping() -> Iterator[Callable[[], bool]]:
         return
     pressed = False
 
-    def press(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - as signal wants it
+    def press(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
-        if pressed:
+        if pressed and callable(before):
+            before(number, frame)  # whoever had it knows when to raise KeyboardInterrupt
+        elif pressed:
             raise KeyboardInterrupt
-        pressed = True
-        print("\nstopping after this round; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
+        else:
+            pressed = True
+            print("\nstopping after this round; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
 
     before = signal.signal(signal.SIGINT, press)
     try:

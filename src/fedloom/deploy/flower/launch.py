@@ -16,9 +16,9 @@ from typing import Any
 from fedloom import files
 from fedloom.config import Config
 from fedloom.deploy.flower.app import app_folder, fitting, settings
+from fedloom.deploy.interrupts import stoppable
 from fedloom.deploy.serving.host import NOTHING, USUAL, Terms, finished
 from fedloom.deploy.serving.serve import free_folder
-from fedloom.deploy.settling import ended_by_sigterm
 from fedloom.errors import MissingDependency, NetworkError
 from fedloom.simulation.simulate import base_of
 
@@ -113,7 +113,7 @@ def serve(
         say("note: the server has no data, so that no round is evaluated (pass --test to give it some)")
     path = Path(out) if out is not None else free_folder(what, config)
     app = write_app(app_folder(path), settings(config, path, terms))
-    with ended_by_sigterm():
+    with stoppable():
         _follow([program, "run", str(app), *([superlink] if superlink else []), "--stream"], program, superlink, say)
     if not finished(path):
         raise NetworkError(

@@ -7,15 +7,18 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from fedloom.data.dataset import Dataset
 from fedloom.data.sources import load_training
+from fedloom.deploy.carrier.aside import Aside, aside
 from fedloom.deploy.carrier.transport_grpc import connect
+from fedloom.deploy.interrupts import stoppable
 from fedloom.deploy.joining.agreement import Agreement
 from fedloom.deploy.joining.client import PATIENT, Client, Manners
 from fedloom.deploy.seam import Channel, Unreachable
-from fedloom.deploy.settling import ended_by_sigterm, settled
+from fedloom.deploy.settling import settled
 from fedloom.deploy.trust import given
 from fedloom.deploy.trust.identity import Keys
 from fedloom.deploy.trust.invitation import PUBLIC, Invitation
@@ -79,7 +82,7 @@ def join(
     say(f"{own!r} is yours, and stays here")
     trusted = None if authority is None else _trusted(invited, Path(authority))
     with (
-        ended_by_sigterm(),
+        stoppable(),
         alone(folder, f"{folder}: another 'fedloom join' runs with this folder: choose another --name"),
     ):
         keys = Keys.at(folder / KEY)
@@ -123,7 +126,7 @@ def _dialled(
     since, told = time.monotonic(), False
     while True:
         try:
-            return connect(invited, keys, name, authority=authority)
+            return Aside(aside(partial(connect, invited, keys, name, authority=authority)))
         except Unreachable as error:
             if time.monotonic() - since > manners.patience:
                 raise

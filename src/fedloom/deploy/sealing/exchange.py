@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from fedloom.clients import name as number_name
+from fedloom.deploy.interrupts import Condition, held
 from fedloom.deploy.protocol.messages import Receipt, Task, Upload
 from fedloom.deploy.sealing.begun import Gone
 from fedloom.deploy.sealing.legs import Leg
@@ -36,7 +37,7 @@ class Exchange:
         transcript: Transcript,
         roster: Roster,
         patience: Patience,
-        changed: threading.Condition,
+        changed: Condition,
         say: Callable[[str], None],
     ) -> None:
         begun = transcript.begun
@@ -141,8 +142,8 @@ class Exchange:
     def _wait(self, step: Step) -> None:
         told = time.monotonic()
         while self._broken is None:
-            self._news.clear()
             with self._changed:
+                self._news.clear()
                 self._give_up(step)
                 if not self._waiting:
                     return
@@ -150,7 +151,8 @@ class Exchange:
             if time.monotonic() - told > self._patience.away:
                 told = time.monotonic()
                 self._say(f"round {self.round}, secure sum, step '{step.label}': waiting for {missing} clients")
-            self._news.wait(max(0.01, min(1.0, self._patience.away / 4, self._ends - time.monotonic())))
+            with held():
+                self._news.wait(max(0.01, min(1.0, self._patience.away / 4, self._ends - time.monotonic())))
         raise self._broken
 
     def _give_up(self, step: Step) -> None:

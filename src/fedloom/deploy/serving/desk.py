@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fedloom.clients import Order, Result
 from fedloom.clients import name as number_name
+from fedloom.deploy.interrupts import Condition
 from fedloom.deploy.protocol.messages import STOP, Receipt, Task, Upload
 from fedloom.deploy.sealing.legs import SECURE
 from fedloom.deploy.seam import Unreachable
@@ -40,8 +41,8 @@ class Desk:
     def __init__(self, roster: Roster, patience: Patience, say: Callable[[str], None]) -> None:
         self._roster, self._patience, self._say = roster, patience, say
         lock = threading.RLock()
-        self._changed = threading.Condition(lock)
-        self._answered = threading.Condition(lock)  # apart: an answer need not wake every client that waits for a task
+        self._changed = Condition(lock)
+        self._answered = Condition(lock)  # apart: an answer need not wake every client that waits for a task
         self._open: Open | None = None
         self._pattern: Pattern | None = None
         self._counted: dict[int, tuple[int, int]] = {}
@@ -81,7 +82,7 @@ class Desk:
             self._changed.notify_all()
 
     @property
-    def changed(self) -> threading.Condition:
+    def changed(self) -> Condition:
         """Is told when a client has something to do."""
         return self._changed
 

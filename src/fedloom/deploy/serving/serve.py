@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from fedloom.config import Config
+from fedloom.deploy.interrupts import stoppable
 from fedloom.deploy.serving.door import ADDRESS, ADMISSION, AUDIT, SECRETS, AuditLog, Door, Place
 from fedloom.deploy.serving.host import NOTHING, USUAL, Terms, finished, host, served
-from fedloom.deploy.settling import ended_by_sigterm, settled
+from fedloom.deploy.settling import settled
 from fedloom.errors import FedloomError, UsageError
 from fedloom.simulation.folder import CONFIG
 from fedloom.simulation.run import Run
@@ -61,7 +62,7 @@ def serve(
     path = Path(out) if out is not None else free_folder(what, config)
     door, new = Door(path, place, config.data.clients, say, invited), not path.exists()
     try:
-        with ended_by_sigterm(), settled():
+        with stoppable(), settled():
             return host(config, path, door.open, terms, say=say, progress=progress)
     except FedloomError:
         if new and not door.opened:  # nobody could join: nothing is worth keeping

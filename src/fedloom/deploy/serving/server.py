@@ -6,13 +6,13 @@ and then rounds go through the desk.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedloom import __version__
 from fedloom.deploy.experiment import Experiment, Samples
+from fedloom.deploy.interrupts import Condition
 from fedloom.deploy.protocol.facts import NUMBER, OVER, READY, SAMPLES, TABLES, TITLE, TRY
 from fedloom.deploy.protocol.messages import CHECK, Hello, Receipt, Task, Upload, Welcome
 from fedloom.deploy.sealing.legs import IDENTITIES
@@ -50,7 +50,7 @@ class Server:
     ) -> None:
         self._run, self._tables, self._title = run, tables, title
         self._roster, self._desk, self.samples, self._say = roster, desk, samples, say
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._experiment: Experiment | None = None
         self._trial = False
         self._unchecked: set[int] = set()
