@@ -2,16 +2,18 @@
 
     OMP_NUM_THREADS=1 python benchmarks/network_speed.py --peer /tmp/fedloom-peers/flower/bin/python
 
-(ten minutes; 4 GB). Everything runs on this machine, in processes of their own, over 127.0.0.1: `fedloom serve` with TLS and
-a checkpoint after every round, and `fedloom join` for every client, all of it but the training: a client sends back a
-thousandth of the model that it got (peers/idle_client.py). A round is
-the time from the first task of one to the first task of the next in the server's audit log: its median over all rounds but
-the first two. ``--peer`` is a Python with Flower 1.41: a SuperLink, three SuperNodes with TLS off, and an app whose clients
-send back what they got. The arms take turns.
+(half an hour; 6 GB of memory, 12 GB of disk). Everything runs on this machine, in processes of their own, over 127.0.0.1:
+`fedloom serve` with TLS and a checkpoint after every round, and `fedloom join` for every client, all of it but the training:
+a client sends back a thousandth of the model that it got (peers/idle_client.py). A round is the time from the first task of
+one to the first task of the next in the server's audit log: its median over all rounds but the first two. ``--peer`` is a
+Python with Flower 1.41: a SuperLink, three SuperNodes with TLS off, and an app whose clients send back what they got. The
+arms take turns.
 
 The server's memory: so much more its process holds at most than it did when its clients were joining, and no model was
-there. "Held" are pages that only exist in memory (RssAnon and RssShmem of /proc/PID/status); the pages of files that it looks
-at are counted apart, since the system takes them back whenever it needs them. Looked at every 5 ms.
+there. Clients are light ones here, many in one process (peers/light_clients.py): all of them get the model at once, and all
+send an update of its size at once. "Held" are pages that only exist in memory (RssAnon and RssShmem of /proc/PID/status);
+the pages of files that it looks at are counted apart, since the system takes them back whenever it needs them. Looked at
+every 5 ms.
 
 Targets: below 50 ms (0.2 million numbers, three clients), 1.5 s (10 million, three clients) and 6 s (100 million, one); 50
 times less than Flower's at 0.2 million; memory below three models, whatever the number of clients.
@@ -30,6 +32,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -57,6 +60,7 @@ class Arm:
         clients: How many.
         rounds: How many.
         target: Seconds per round.
+        light: Whether clients throw the model away, and many are in one process (peers/light_clients.py).
     """
 
     model: str
@@ -64,6 +68,7 @@ class Arm:
     clients: int
     rounds: int
     target: float = 0.0
+    light: bool = False
 
     @property
     def name(self) -> str:
@@ -76,7 +81,8 @@ SPEED = (
     Arm("ten", 10, 3, 10, 1.5),
     Arm("hundred", 100, 1, 6, 6.0),
 )
-MEMORY = tuple(Arm("quarter", 25, clients, 4) for clients in (2, 8, 20))
+MEMORY = tuple(Arm("quarter", 25, clients, 2, light=True) for clients in (2, 8, 20, 50, 100))
+CREW = 25  # so many light clients are in one process
 
 
 @dataclass
@@ -135,23 +141,26 @@ def fedloom(arm: Arm) -> Found:
         server = stack.enter_context(process(folder, "server", *command, "--test", "none", "--quiet"))
         said = until(folder / "server.log", r"fedloom join (\S+)", server)
         watch = stack.enter_context(Watch(server.pid))
-        for number in range(arm.clients):
-            told = [said, "--data", f"part{number}.npz", "--name", f"c{number}", "--number", str(number), "--yes"]
-            joins = [
-                sys.executable,
-                str(PEERS / "idle_client.py"),
-                "join",
-                *told,
-                "--model",
-                code,
-                "--state",
-                f"c{number}",
-            ]
-            stack.enter_context(process(folder, f"client{number}", *joins))
-        if server.wait(PATIENCE):
+        for name, command in (_light if arm.light else _idle)(arm, said, code):
+            stack.enter_context(process(folder, name, sys.executable, *command))
+        if server.wait(3 * PATIENCE):
             raise SystemExit((folder / "server.log").read_text())
         held, files = (after - before for after, before in zip(watch.peak, watch.start, strict=True))
         return Found(_periods(folder / "run" / "audit.jsonl"), held, files)
+
+
+def _idle(arm: Arm, invitation: str, code: str) -> Iterator[tuple[str, list[object]]]:
+    """Yield the commands of clients in processes of their own."""
+    for number in range(arm.clients):
+        told = [invitation, "--data", f"part{number}.npz", "--name", f"c{number}", "--number", number, "--yes"]
+        yield f"client{number}", [PEERS / "idle_client.py", "join", *told, "--model", code, "--state", f"c{number}"]
+
+
+def _light(arm: Arm, invitation: str, _: str) -> Iterator[tuple[str, list[object]]]:
+    """Yield the commands of light clients."""
+    for first in range(0, arm.clients, CREW):
+        count = min(CREW, arm.clients - first)
+        yield f"clients{first}", [PEERS / "light_clients.py", invitation, first, count, "part0.npz"]
 
 
 def _write(folder: Path, arm: Arm, code: str) -> None:
@@ -202,26 +211,65 @@ def shown(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", type=Path, help="a Python with Flower 1.41")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", help="arms by their model's function, such as small,ten", default="")
-    parser.add_argument("--no-memory", action="store_true")
-    parser.add_argument("--out", type=Path, help="the result as Markdown")
-    given = parser.parse_args()
-    wanted = given.only.split(",") if given.only else [arm.model for arm in SPEED]
-    speed = [arm for arm in SPEED if given.repeats and arm.model in wanted]
+def measured(repeats: int, speed: list[Arm], peer: Path | None) -> list[str]:
+    """Return the rows of rounds; the arms take turns."""
     times: dict[str, list[float]] = {arm.name: [] for arm in speed}
     theirs: list[float] = []
-    for _ in range(given.repeats):
+    for _ in range(repeats):
         for arm in speed:
             found = fedloom(arm)
             times[arm.name] += found.rounds
             print(f"{arm.name}: {shown(statistics.median(found.rounds))} a round", flush=True)
-        if given.peer:
-            theirs += flower(given.peer, 5)
+        if peer:
+            theirs += flower(peer, 5)
             print(f"Flower: {shown(statistics.median(theirs))} a round", flush=True)
+    rows = []
+    for arm in speed if repeats else ():
+        own = times[arm.name]
+        rows.append(f"| {arm.name} | {shown(statistics.median(own))} | {shown(max(own))} | below {shown(arm.target)} |")
+    if theirs and speed:
+        ratio = statistics.median(theirs) / statistics.median(times[speed[0].name])
+        rows.append(
+            f"| Flower 1.41, 0.2 million numbers, 3 clients | {shown(statistics.median(theirs))} | "
+            f"{shown(max(theirs))} | 50 times ours: {ratio:.0f} times |"
+        )
+    return rows
+
+
+def remembered(arm: Arm) -> str:
+    """Return the row of the server's memory."""
+    found, size = fedloom(arm), arm.millions * 4e6
+    row = f"| {arm.clients} clients | {found.held / size:.2f} models | {found.files / size:.2f} models |"
+    print(row, flush=True)
+    return row
+
+
+def renewed(text: str, rows: list[str]) -> str:
+    """Return a result with some rows measured again; rows that it had not go below those before them."""
+    lines, at = text.splitlines(), 0
+    for row in rows:
+        name = row.split("|")[1]
+        found = next((i for i, line in enumerate(lines) if line.startswith(f"|{name}|")), None)
+        at = at + 1 if found is None else found
+        lines[at : at + (found is not None)] = [row]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", type=Path, help="a Python with Flower 1.41")
+    parser.add_argument("--repeats", type=int, default=3, help="of the rounds; 0 for the memory alone")
+    parser.add_argument("--only", help="arms by their model's function, such as small,ten", default="")
+    parser.add_argument("--memory", help="memory with so many clients, such as 2,20; none for no arm", default="")
+    parser.add_argument("--out", type=Path, help="the result as Markdown; of one that is there, rows are renewed")
+    given = parser.parse_args()
+    wanted = given.only.split(",") if given.only else [arm.model for arm in SPEED]
+    rounds = measured(given.repeats, [arm for arm in SPEED if arm.model in wanted], given.peer)
+    counts = given.memory.split(",") if given.memory else [str(arm.clients) for arm in MEMORY]
+    memory = [remembered(arm) for arm in MEMORY if str(arm.clients) in counts]
+    if given.out and given.out.is_file():
+        given.out.write_text(renewed(given.out.read_text(), [*rounds, *memory]))
+        return
     lines = [
         "# A round over the network, beside Flower",
         "",
@@ -231,32 +279,18 @@ def main() -> None:
         "",
         "| what | median round | slowest | target |",
         "| --- | --- | --- | --- |",
+        *rounds,
+        "",
+        "The server's memory beyond what it had before there was a model (target: below 3 models held); all clients get",
+        "the model at once, and send an update of its size at once:",
+        "",
+        "| 25 million numbers (100 MB) | held | files looked at |",
+        "| --- | --- | --- |",
+        *memory,
+        "",
+        machine("gRPC " + version("grpcio")),
     ]
-    for arm in speed:
-        own = times[arm.name]
-        lines.append(
-            f"| {arm.name} | {shown(statistics.median(own))} | {shown(max(own))} | below {shown(arm.target)} |"
-        )
-    if theirs and speed:
-        ratio = statistics.median(theirs) / statistics.median(times[speed[0].name])
-        lines.append(
-            f"| Flower 1.41, 0.2 million numbers, 3 clients | {shown(statistics.median(theirs))} | "
-            f"{shown(max(theirs))} | 50 times ours: {ratio:.0f} times |"
-        )
-    for arm in () if given.no_memory else MEMORY:
-        if arm is MEMORY[0]:
-            lines += [
-                "",
-                "The server's memory beyond what it had before there was a model (target: below 3 models held):",
-                "",
-            ]
-            lines += ["| 25 million numbers (100 MB) | held | files looked at |", "| --- | --- | --- |"]
-        found = fedloom(arm)
-        size = arm.millions * 4e6
-        row = f"| {arm.clients} clients | {found.held / size:.2f} models | {found.files / size:.2f} models |"
-        print(row, flush=True)
-        lines.append(row)
-    text = "\n".join(lines) + f"\n\n{machine('gRPC ' + version('grpcio'))}\n"
+    text = "\n".join(lines) + "\n"
     print(text)
     if given.out:
         given.out.write_text(text)

@@ -170,4 +170,23 @@ def join(invitation: str | None, data: str, yes: bool, quiet: bool, patience: fl
     show.line(f"over: {reason}")
 
 
-ALL = (serve, join)
+@click.command(short_help="Send a client of a served run away for good.")
+@click.argument("run", type=PATH)
+@click.argument("name")
+def expel(run: Path, name: str) -> None:
+    """Send the client NAME of the served run RUN away for good, on the machine that serves it.
+
+    A server that runs does so within a second, and prints a new invitation while places are free; the one before is void.
+    Rounds go on without the client, as they do without one that has left.
+
+    \b
+    fedloom expel runs/exp-served-1 ana
+    """  # noqa: D301 - click knows a paragraph that keeps its lines by this character
+    from fedloom.deploy.serving.door import ADMISSION, SECRETS
+    from fedloom.deploy.serving.expulsion import ask
+
+    ask(run / SECRETS, run / SECRETS / ADMISSION, name)
+    show.line(f"{name} is sent away, at the latest when the run is served again")
+
+
+ALL = (serve, join, expel)

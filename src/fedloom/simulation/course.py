@@ -56,12 +56,18 @@ class Course:
         opened: Its folder.
         remote: Where clients train, if that is elsewhere; it is closed when the run is over.
         gather: What is seen of their updates there; None for what a simulation sees.
+        judge: Evaluates on what clients keep apart.
     """
 
     def __init__(
-        self, setup: Setup, opened: Folder, remote: Engine | None = None, gather: Gather | None = None
+        self,
+        setup: Setup,
+        opened: Folder,
+        remote: Engine | None = None,
+        gather: Gather | None = None,
+        judge: evaluation.Judge = evaluation.on_clients,
     ) -> None:
-        self._remote, self._gather = remote, gather
+        self._remote, self._gather, self._judge = remote, gather, judge
         self._setup, self._config, self._folder = setup, setup.config, opened
         self._records: list[RoundRecord] = []
         self._clients: list[Mapping[str, Any]] = []
@@ -211,8 +217,8 @@ class Course:
         self._rate(record, state["model"])
         last = record.round == self._config.run.rounds or self._is_enough()
         every = self._config.evaluation.clients_every
-        if self._setup.population.held and (last or (every and record.round % every == 0)):
-            for row in evaluation.on_clients(self._setup, record.round, state, self._store):
+        if self._config.data.holdout and (last or (every and record.round % every == 0)):
+            for row in self._judge(self._setup, record.round, state, self._store):
                 self._clients.append(row)
                 self._folder.event("clients", **row)
 
@@ -280,19 +286,10 @@ class Course:
             sum(record.seconds for record in self._records),
             stopped,
             tuple(self._clients),
-            tuple(self._notes()),
+            tuple(evaluation.notes(self._setup)),
         )
         if stopped != "interrupted":
             self._folder.event("end", **made.facts())
         self._folder.close()
         run_page(self._folder.path)
         return made
-
-    def _notes(self) -> list[str]:
-        setup, notes = self._setup, []
-        if setup.algorithm.personal is not None and not setup.population.held:
-            notes.append(
-                f"{setup.algorithm.name} gives every client a model of its own, and only the global one was evaluated: "
-                "set holdout (such as 0.2) to see how the clients' own models do"
-            )
-        return notes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from fedloom.metrics import Counts
 from fedloom.rounds import Store
 from fedloom.simulation.setup import Setup
 from fedloom.training.evaluate import evaluate, predict
+
+Judge: TypeAlias = Callable[[Setup, int, State, Store | None], list[dict[str, Any]]]
+"""Evaluates on the samples that clients keep apart, as :func:`on_clients` does."""
 
 MOST = 1000
 """Of more clients than this, so many are drawn once and evaluated every time."""
@@ -56,10 +59,21 @@ def on_clients(setup: Setup, number: int, state: State, store: Store | None) -> 
         The row of the global model; and one of the clients' own models, where the algorithm gives them some.
     """
     clients = chosen(setup)
-    rows = [_row(number, _global(setup, state, clients), personal=False)]
+    rows = [row(number, _global(setup, state, clients), personal=False)]
     if setup.algorithm.personal is not None:
-        rows.append(_row(number, _personal(setup, state, clients, store), personal=True))
+        rows.append(row(number, _personal(setup, state, clients, store), personal=True))
     return rows
+
+
+def notes(setup: Setup) -> list[str]:
+    """Return what people should know of a run that did not evaluate all of its models."""
+    algorithm = setup.algorithm
+    if algorithm.personal is None or setup.config.data.holdout:
+        return []
+    return [
+        f"{algorithm.name} gives every client a model of its own, and only the global one was evaluated: "
+        "set holdout (such as 0.2) to see how the clients' own models do"
+    ]
 
 
 def _global(setup: Setup, state: State, clients: list[int]) -> NDArray[np.float64]:
@@ -85,7 +99,14 @@ def _accuracy(setup: Setup, vector: torch.Tensor, client: int) -> float:
     return evaluate(setup.model.load(vector), setup.population.held_shard(client)).accuracy
 
 
-def _row(number: int, accuracies: NDArray[np.float64], *, personal: bool) -> dict[str, Any]:
+def row(number: int, accuracies: NDArray[np.float64], *, personal: bool) -> dict[str, Any]:
+    """Return what the log says of an evaluation.
+
+    Args:
+        number: The round that is over.
+        accuracies: One per client, 0-1, float64 (n,); n is at least 1.
+        personal: Whether each client's own model was evaluated, not the global one.
+    """
     ordered = np.sort(accuracies)
     tail = max(1, math.ceil(len(ordered) / 10))
     return {

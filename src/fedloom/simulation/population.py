@@ -95,6 +95,39 @@ def pooled(population: Population) -> Population:
     )
 
 
+def held_count(samples: int, share: float) -> int:
+    """Return how many of a client's samples are kept apart where a ``share`` of them is; 0 where that is 0."""
+    return min(max(1, round(share * samples)), samples - 1) if share and samples else 0
+
+
+def apart(part: NDArray[np.integer], share: float, seed: int, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keep a share of a client's samples apart.
+
+    Args:
+        part: The positions of its samples.
+        share: How much of them, 0-1; nothing where it is 0.
+        seed: The run's.
+        client: The client's number.
+
+    Returns:
+        The positions of those that it trains on, and of those that it keeps apart, each in their order.
+
+    Raises:
+        DataError: It has too few for one of either kind.
+    """
+    if not share:
+        return part, part[:0]
+    if len(part) < 2:
+        raise DataError(
+            f"client_{client} has {len(part)} sample, and holdout needs one to train on and one to keep apart: "
+            "use fewer clients, or holdout = 0",
+            client=client,
+        )
+    count = held_count(len(part), share)
+    order = rng.stream(seed, "holdout", client).permutation(len(part))
+    return np.sort(part[order[count:]]), np.sort(part[order[:count]])
+
+
 def sizes(population: Population) -> NDArray[np.int64]:
     """Return how many samples each client trains on, int64 (n,)."""
     if isinstance(population.parts, Rows):
@@ -140,17 +173,5 @@ def _drawn(train: Dataset, data: Data, seed: int) -> Rows:
 def _held_out(parts: Rows, share: float, seed: int) -> Division:
     """Keep a share of every client's samples apart; each must have one of either kind."""
     kind = parts.flat.dtype
-    kept: list[np.ndarray] = []
-    held: list[np.ndarray] = []
-    for client, part in enumerate(parts):
-        if len(part) < 2:
-            raise DataError(
-                f"client_{client} has {len(part)} sample, and holdout needs one to train on and one to keep apart: "
-                "use fewer clients, or holdout = 0",
-                client=client,
-            )
-        count = min(max(1, round(share * len(part))), len(part) - 1)
-        order = rng.stream(seed, "holdout", client).permutation(len(part))
-        held.append(np.sort(part[order[:count]]))
-        kept.append(np.sort(part[order[count:]]))
-    return Division(Rows.of(kept, kind), Rows.of(held, kind))
+    both = [apart(part, share, seed, client) for client, part in enumerate(parts)]
+    return Division(Rows.of([kept for kept, _ in both], kind), Rows.of([held for _, held in both], kind))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -33,9 +34,9 @@ QUICK = Manners(wait=1.0, beat=0.1, least=0.02, most=0.1, patience=15.0)
 
 
 def part(config: Config, number: int) -> Dataset:
-    """What a simulation gives client ``number``, as a data set of its own."""
+    """What a simulation gives client ``number``, as a data set of its own; what it is to keep apart is in it."""
     train, _ = load_pair("digits")
-    rows = divide(train, config.data, config.run.seed).parts[number]
+    rows = divide(train, replace(config.data, holdout=0.0), config.run.seed).parts[number]
     return Dataset.of(
         train.x[rows], train.y[rows], name=f"part {number}", class_names=train.class_names, high=train.high
     )
@@ -150,11 +151,17 @@ def tools():
 
 
 @pytest.fixture
-def started(tmp_path):
+def process():
+    """What a command runs in."""
+    return Process
+
+
+@pytest.fixture
+def started(tmp_path, process):
     made = []
 
     def start(name, *arguments) -> Process:
-        made.append(Process(tmp_path, name, *arguments))
+        made.append(process(tmp_path, name, *arguments))
         return made[-1]
 
     yield start

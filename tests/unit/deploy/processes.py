@@ -14,7 +14,7 @@ import numpy as np
 from fedloom.config import Config
 from fedloom.simulation.simulate import simulate
 
-TIME = 60.0
+TIME = 120.0
 
 
 class Process:

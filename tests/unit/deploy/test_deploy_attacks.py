@@ -131,6 +131,32 @@ def test_a_model_of_the_zoo_is_the_one_of_that_name(run):
 
 
 @pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [
+        ("algorithm", "name", "fedavg"),
+        ("algorithm", "mu", 0.2),
+        *(("training", key, value) for key, value in [("lr", 1.0), ("momentum", 0.5), ("weight_decay", 0.1)]),
+        *(("training", key, value) for key, value in [("schedule", "constant"), ("optimizer", "adam"), ("epochs", 9)]),
+    ],
+)
+def test_training_that_was_not_agreed_to_is_refused(run, table, key, value):
+    made = run(algorithm="fedprox", **{"algorithm.mu": 0.1}, momentum=0.9, lr_schedule="cosine").welcome
+    Agreement.of(made, 20).hold(Experiment.read(made))
+    with pytest.raises(UsageError, match="something else"):
+        Agreement.of(with_table(made, table, key, value), 20).hold(Experiment.read(made))
+
+
+def test_how_it_is_trained_is_shown(run):
+    shown = Agreement.of(run().welcome, 20).lines()
+    assert "2nn with fedavg: fedavg, 3 rounds" in shown[0]
+    assert shown[2].endswith("sgd with learning rate 0.1")
+    given = {"algorithm.mu": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "lr_schedule": "cosine"}
+    shown = Agreement.of(run(algorithm="fedprox", **given).welcome, 20).lines()
+    assert "fedprox (mu 0.1), 3 rounds" in shown[0]
+    assert shown[2].endswith("sgd with learning rate 0.1, momentum 0.9, weight decay 0.0001, cosine schedule")
+
+
+@pytest.mark.parametrize(
     "change",
     [
         lambda w: replace(w, experiment={**w.experiment, "options": {"mu": 1e9}}),
@@ -233,7 +259,7 @@ def net(tmp_path):
     grpc = pytest.importorskip("grpc")
     noted: list[dict] = []
     service = SimpleNamespace(next_task=lambda *_: Task(TRAIN, 1, vector=torch.zeros(4 << 20)))
-    limits = Limits(clients=4, calls=2)
+    limits = Limits(clients=4, calls=1)
     listener = listen(service, Admission(tmp_path / "a.json"), limits=limits, folder=tmp_path, audit=noted.append)
     raw = grpc.insecure_channel(f"127.0.0.1:{listener.port}", [("grpc.use_local_subchannel_pool", 1)])
     channel = connect(listener.invite("127.0.0.1"), Keys.make(), "mallory")
@@ -244,16 +270,13 @@ def net(tmp_path):
 
 
 def test_an_answer_that_is_not_read_counts_as_a_call(net):
-    poll, held = messages.encode(Poll(0.0)), []
+    poll = messages.encode(Poll(0.0))
     ask = net.raw.unary_stream(f"/{frames.SERVICE}/Ask")  # another connection
-    for _ in range(2):
-        head = net.channel._head(frames.POLL, len(poll), poll[-32:])
-        held.append(ask(head + poll))
-        next(held[-1])  # it has begun, and the rest stays where it is
+    held = ask(net.channel._head(frames.POLL, len(poll), poll[-32:]) + poll)
+    next(held)  # it has begun, and the rest stays where it is
     with pytest.raises(Unreachable):
         net.channel.heartbeat("as busy as it likes")
-    for one in held:
-        one.cancel()
+    held.cancel()
     ends, found = time.monotonic() + 10, None
     while found is None and time.monotonic() < ends:  # who has gone is not counted for ever
         with contextlib.suppress(Unreachable):

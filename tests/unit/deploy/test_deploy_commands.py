@@ -10,9 +10,18 @@ import urllib.request
 
 import pytest
 import torch
+from forked import Forked
 from processes import SERVE, prepared
 
+from fedloom.cli.app import main
+
 pytest.importorskip("grpc")
+
+
+@pytest.fixture
+def process():
+    """Forked: each test starts many. One in test_deploy_processes.py starts them as a shell does."""
+    return Forked
 
 
 @pytest.fixture
@@ -59,6 +68,24 @@ def test_a_client_that_is_stopped_says_goodbye_and_its_place_is_kept_or_free(tmp
     assert gone.text().splitlines()[-1] == "stopped; the same command joins again"
     server.until(r"has left: it was stopped, and may come back")
     clients = [joined(text, 0), joined(text, 1)]  # the invitation is good for two, and has been used once before
+    assert [one.code() for one in clients] == [0, 0], clients[0].text() + clients[1].text()
+    assert server.code() == 0, server.text()
+
+
+def test_a_client_that_is_sent_away_is_gone_and_its_place_is_free_for_another(tmp_path, tools, started, joined):
+    prepared(tmp_path, tools, rounds=1)
+    server = started("server", *SERVE)
+    first = invitation(server)
+    gone = joined(first, 0)
+    gone.until("waiting until all clients are there")
+    for name, code in (("bea", 2), ("ana0", 0)):
+        with pytest.raises(SystemExit) as over:
+            main(["expel", str(tmp_path / "run"), name])
+        assert over.value.code == code
+    assert gone.code() == 9, gone.text()
+    assert "sent away by the server" in gone.text()
+    second = server.until(rf"(?s)has left: it was sent away.*fedloom join (?!{first})(\S+)")[1]
+    clients = [joined(second, 0, "--name", "bea"), joined(second, 1)]
     assert [one.code() for one in clients] == [0, 0], clients[0].text() + clients[1].text()
     assert server.code() == 0, server.text()
 

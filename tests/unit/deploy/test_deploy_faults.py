@@ -110,6 +110,18 @@ def test_a_client_that_fails_tells_why_with_file_and_line(world, monkeypatch):
     assert any("round 1: client_1 (c1)" in text for text in made.said)
 
 
+def test_a_client_that_lives_and_never_gets_ready_does_not_hold_up_the_beginning(world):
+    made = world(rounds=1, clients=2)
+    made.start(made.client(0), "c0")
+    slow = made.client(1)
+    slow._check = lambda _: (setattr(slow, "_doing", "getting ready"), time.sleep(2.0))
+    thread = made.start(slow, "c1")
+    with pytest.raises(TrainingError, match=r"client_1 \(c1\): it was not ready within 1 s"):
+        made.serve(Patience(deadline=1.0, away=60.0))
+    thread.join(20)
+    assert made.ends["c1"].startswith("the run has ended")
+
+
 def test_a_client_that_goes_silent_is_dropped_and_may_come_back(world, tools):
     made = world(rounds=4, clients=2, checkpoint_every=1)
     gone = threading.Event()
@@ -306,7 +318,7 @@ def test_what_was_agreed_to_is_what_is_trained(world, monkeypatch):
         ({"algorithm": "central"}, "cannot be served"),
         ({"network": "lan"}, "simulates slow clients"),
         ({"attack": "sign-flip", "attack_fraction": 0.4}, "leave .attack. out"),
-        ({"holdout": 0.2}, "do not keep samples apart"),
+        ({"holdout": 0.2, "privacy": "local", "noise": 1.0}, "does not hide what clients tell"),
     ],
     ids=["central", "network", "attack", "holdout"],
 )

@@ -147,7 +147,7 @@ class Door:
     def __init__(self, folder):
         self.now = 0.0
         self.admission = Admission(folder / "clients.json")
-        self.sessions = Sessions(self.admission, HERE, clock=lambda: self.now)
+        self.sessions = Sessions(self.admission, [HERE], clock=lambda: self.now)
 
     def request(self, keys=ANA, name="ana", token=b"", challenge=None, context=HERE, shown=None):
         challenge = self.sessions.challenge() if challenge is None else challenge
@@ -221,7 +221,7 @@ def test_a_session_ends(tmp_path):
 
 @given(st.binary(max_size=400))
 def test_noise_opens_nothing(data):
-    sessions = Sessions(Admission("/nonexistent/clients.json"), HERE)
+    sessions = Sessions(Admission("/nonexistent/clients.json"), [HERE])
     with pytest.raises((DataError, Refused)):
         sessions.open(data, "")
     if len(data) < frames.HEAD_SIZE:
@@ -310,7 +310,7 @@ def test_the_server_certificate_lasts_and_allows_for_wrong_clocks(tmp_path):
 
 def test_given_certificates_have_to_be_there(tmp_path):
     with pytest.raises(DataError, match="no such file"):
-        Certificates.given(tmp_path / "key.pem", tmp_path / "chain.pem")
+        Certificates.given(tmp_path / "key.pem", tmp_path / "chain.pem", "here")
 
 
 def test_a_list_of_clients_is_plain_json(tmp_path):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
 from fedloom.deploy.seam import Identity, Refused
+from fedloom.deploy.serving import expulsion
 from fedloom.deploy.serving.roster import Roster
 from fedloom.deploy.trust.admission import Admission
 from fedloom.deploy.trust.locking import alone
-from fedloom.errors import StorageError
+from fedloom.errors import DataError, StorageError, UsageError
 
 ANA, LEA, TOM = (bytes([n]) * 32 for n in (1, 2, 3))
 
@@ -43,6 +45,42 @@ def test_who_was_sent_away_gives_nothing_back(tmp_path):
     assert admission.was_expelled(ANA)
     with pytest.raises(Refused, match="used already"):
         admission.admit(LEA, "lea", token)
+
+
+def test_invitations_that_somebody_knows_who_was_sent_away_are_void(tmp_path):
+    admission = Admission(tmp_path / "a.json")
+    token = admission.invite(uses=3)
+    admission.admit(ANA, "ana", token)
+    admission.admit(LEA, "lea", token)
+    admission.expel("ana")
+    with pytest.raises(Refused, match="ask for a new one"):
+        admission.admit(TOM, "tom", token)
+    admission.give_back(LEA)  # her place is free, and that opens nothing
+    with pytest.raises(Refused, match="ask for a new one"):
+        admission.admit(TOM, "tom", token)
+    assert admission.admit(TOM, "tom", admission.invite()) == "tom"
+    assert admission.expelled == Admission(tmp_path / "a.json").expelled == 1
+
+
+def test_what_was_asked_for_is_done_at_once_or_when_the_server_starts_again(tmp_path):
+    secrets, path, gone = tmp_path / "server", tmp_path / "server" / "admission.json", []
+    with pytest.raises(DataError, match="no such file"):
+        expulsion.ask(secrets, path, "ana")
+    admission = Admission(path)
+    for key, name in ((ANA, "ana"), (LEA, "lea")):
+        admission.admit(key, name, admission.invite())
+    with pytest.raises(UsageError, match=r"no client 'tom' \(known: ana, lea"):
+        expulsion.ask(secrets, path, "tom")
+    expulsion.ask(secrets, path, "ana")
+    with expulsion.heard(secrets, admission, lambda name, why: gone.append((name, why))):
+        assert gone == [("ana", "it was sent away by the server")]
+        expulsion.ask(secrets, path, "lea")
+        ends = time.monotonic() + 30
+        while len(gone) < 2 and time.monotonic() < ends:
+            time.sleep(0.01)
+    assert [name for name, _ in gone] == ["ana", "lea"]
+    assert not list((secrets / expulsion.ASKED).iterdir())
+    assert Admission(path).expelled == 2
 
 
 def test_a_silent_client_loses_its_place_until_the_list_is_fixed(tmp_path):

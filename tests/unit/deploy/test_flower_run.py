@@ -164,8 +164,9 @@ def fleet(tmp_path, tools, monkeypatch):
         {"algorithm": "scaffold", "rounds": 3, "sampling": "uniform", "per_round": 2, "clients": 4},
         {"compress": "topk:0.1 | int8", "compress_down": "float16", "rounds": 3},
         {"privacy": "central", "noise": 0.5, "noise_seed": 1},
+        {"algorithm": "ditto", "holdout": 0.2, "rounds": 1},
     ],
-    ids=["fedavg", "scaffold", "compressed", "private"],
+    ids=["fedavg", "scaffold", "compressed", "private", "apart"],
 )
 def test_a_run_over_flower_has_the_bits_of_its_simulation(fleet, tools, tmp_path, given):
     made = fleet(**given)
@@ -173,6 +174,7 @@ def test_a_run_over_flower_has_the_bits_of_its_simulation(fleet, tools, tmp_path
     here = made.serve()
     assert torch.equal(tools.vector(here.model), tools.vector(there.model))
     assert [r.client_loss for r in here.records] == [r.client_loss for r in there.records]
+    assert here.clients == there.clients
     assert [(r.bytes_up, r.bytes_down) for r in here.records] == [(r.bytes_up, r.bytes_down) for r in there.records]
     assert log.read(here.folder).rows[-1]["event"] == "end"
 
@@ -316,8 +318,8 @@ def test_a_server_that_was_killed_goes_on_with_the_same_nodes(fleet, tools, tmp_
     there = simulate(made.config, out=tmp_path / "there", progress=False)
     post = Desk.post
 
-    def dies(desk, order):
-        post(desk, order)
+    def dies(desk, order, form):
+        post(desk, order, form)
         if order.round == 2:
             raise Killed
 

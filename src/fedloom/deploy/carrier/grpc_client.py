@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import mmap
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from fedloom.addresses import is_loopback
 from fedloom.deploy.carrier import grpc_loader
+from fedloom.deploy.carrier.answers import number, piece, read, room
+from fedloom.deploy.carrier.transfers import LARGE
 from fedloom.deploy.protocol import messages
 from fedloom.deploy.protocol.forms import shown
 from fedloom.deploy.protocol.messages import (
@@ -25,24 +27,20 @@ from fedloom.deploy.protocol.messages import (
     Task,
     Upload,
     Welcome,
-    decode,
     is_nothing,
 )
 from fedloom.deploy.protocol.wire import Buffer, Summed, chunks
 from fedloom.deploy.seam import Refused, Unreachable
 from fedloom.deploy.trust import frames, given
 from fedloom.deploy.trust.frames import PLACE, Head
-from fedloom.deploy.trust.identity import Keys, context_of
+from fedloom.deploy.trust.identity import Keys
 from fedloom.deploy.trust.invitation import INSECURE, PUBLIC, Invitation
 from fedloom.deploy.trust.tls import SERVER_NAME, fetch_authority
 from fedloom.errors import DataError
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Message)
 
 CHUNK = 1 << 20
-MOST = 1 << 34
-"""The largest message that a client takes from its server, in bytes."""
 RESUMES = 5
 """So many times in a row an upload is taken up without having got on."""
 _TRANSFER = 1800.0
@@ -107,7 +105,7 @@ class GrpcChannel:
     def __init__(self, channel: Any, invitation: Invitation, keys: Keys, name: str, timeout: float) -> None:
         self._error: type[Exception] = grpc_loader.load().RpcError
         self._channel, self._invitation, self._keys, self._name = channel, invitation, keys, name
-        self._context, self._timeout = context_of(invitation.pin), timeout
+        self._context, self._timeout = invitation.context, timeout
         self._session, self._numbers = b"", itertools.count(1)
         self._lock, self._closed = threading.Lock(), threading.Event()
         path = f"/{frames.SERVICE}/"
@@ -119,12 +117,12 @@ class GrpcChannel:
 
     def register(self, hello: Hello) -> Welcome:
         """See :class:`~fedloom.deploy.seam.Channel`, and so for the methods that follow."""
-        return _read(*self._ask(frames.REGISTER, hello, _TRANSFER), Welcome)
+        return read(*self._ask(frames.REGISTER, hello, _TRANSFER), Welcome)
 
     def next_task(self, wait: float) -> Task | None:
         """See there."""
         data, summed = self._ask(frames.POLL, Poll(wait), wait + _TRANSFER)
-        return None if is_nothing(data) else _read(data, summed, Task)
+        return None if is_nothing(data) else read(data, summed, Task)
 
     def upload(self, update: Upload) -> Receipt:
         """See there. What a cut connection lost is sent again, and nothing else."""
@@ -136,7 +134,7 @@ class GrpcChannel:
             try:
                 at = self._have(length, digest) if place is None else place
                 best, tries = (at, 0) if at > best else (best, tries)
-                return _read(self._with_session(partial(self._push, parts, length, digest, at)), None, Receipt)
+                return read(self._with_session(partial(self._push, parts, length, digest, at)), None, Receipt)
             except Unreachable:
                 if tries == RESUMES or self._closed.wait(0.1 * 2**tries):
                     raise
@@ -170,7 +168,7 @@ class GrpcChannel:
                 invitation = self._invitation
                 data = messages.encode(Open(challenge, self._keys.public, self._name, invitation.token))
                 data += self._keys.sign(self._context, data)
-                opened = _read(self._call(self._open, data, self._timeout), None, Opened)
+                opened = read(self._call(self._open, data, self._timeout), None, Opened)
             except _NoSession as error:
                 raise Refused(str(error)) from error
             self._session, self._name = opened.session, opened.name
@@ -195,8 +193,8 @@ class GrpcChannel:
         have = 0
         try:
             stream = iter(method(request, timeout=timeout))
-            length = _number(next(stream, b""))
-            answer, summed = _room(length), Summed(length)
+            length = number(next(stream, b""))
+            answer, summed = room(length), Summed(length)
             for data in stream:
                 place, content = frames.unchunk(data)
                 if place != have or place + len(content) > length:
@@ -217,21 +215,26 @@ class GrpcChannel:
     def _have(self, length: int, digest: bytes) -> int:
         def once() -> int:
             head = self._head(frames.OFFER, length, digest)
-            return _number(self._call(self._offering, head, self._timeout))
+            return number(self._call(self._offering, head, self._timeout))
 
         return self._with_session(once)
 
     def _push(self, parts: list[Buffer], length: int, digest: bytes, place: int) -> bytes:
-        head = self._head(frames.UPLOAD, length, digest)
+        head, calls = self._head(frames.UPLOAD, length, digest), SimpleQueue[Any]()
 
         def requests() -> Iterator[bytes]:
             yield head + PLACE.pack(place)
-            at = place
-            for data in chunks(parts, CHUNK, place):
+            at, size = place, CHUNK if length <= LARGE else piece(calls.get(), CHUNK)
+            for data in chunks(parts, size, place):
                 yield frames.chunk(at, data)
                 at += len(data)
 
-        return self._call(self._pushing, requests(), _TRANSFER)
+        def push(request: Iterator[bytes], timeout: float) -> Any:
+            call = self._pushing.future(request, timeout=timeout)
+            calls.put(call)
+            return call.result()
+
+        return self._call(push, requests(), _TRANSFER)
 
     def _head(self, method: int, length: int, digest: bytes) -> bytes:
         session = self.open()
@@ -271,30 +274,3 @@ class GrpcChannel:
             last = said.rpartition("last error: ")[2].removeprefix("UNKNOWN: ").rpartition("remote host: ")[2]
             return Unreachable(f"{self._invitation.address} cannot be reached now ({last or code.lower()})")
         return Refused(said or f"the server refuses ({code.lower()})")
-
-
-def _room(length: int) -> memoryview:
-    """Return room for a message; it takes no memory until it is written to, whatever length was announced.
-
-    Raises:
-        Refused: It is too long.
-    """
-    if length > MOST:
-        raise Refused(f"the server sends {length} bytes; {MOST} are the most")
-    try:
-        return memoryview(mmap.mmap(-1, max(1, length)))[:length]
-    except OSError as error:
-        raise Refused(f"the server sends {length} bytes, and there is no room for them ({error.strerror})") from error
-
-
-def _read(data: Buffer, summed: bytes | None, expected: type[M]) -> M:
-    try:
-        return decode(data, expected, summed)
-    except DataError as error:
-        raise Refused(f"the server's answer cannot be read: {error}") from error
-
-
-def _number(data: bytes) -> int:
-    if len(data) != PLACE.size:
-        raise Unreachable("the server's answer was cut; ask again")
-    return int(PLACE.unpack(data)[0])

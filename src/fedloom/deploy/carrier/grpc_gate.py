@@ -9,12 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fedloom.errors import NetworkError
+
+T = TypeVar("T")
 
 
 class TooBusy(NetworkError):  # noqa: N818 - said of the server
@@ -65,6 +67,13 @@ class Gate:
             if request is None:
                 return
             yield request
+            del request  # it need not be there until the next one is
+
+    def paced(self, pieces: Iterable[T], context: Any, seconds: float) -> Iterator[T]:
+        """Yield what is sent to a known client; none may be longer in going than so many ``seconds``."""
+        for piece in pieces:
+            with self._waited(context, "", seconds, counts=False):
+                yield piece
 
     def enter(self, client: str) -> bool:
         """Count a call of a client; False when it is one too many. :meth:`leave` has to follow in any case."""

@@ -1,42 +1,25 @@
-"""The server's end of the gRPC transport: it proves who calls, puts uploads together, and hands both to the service."""
+"""The server's end of the gRPC transport: it listens, and hands calls on to :mod:`fedloom.deploy.carrier.grpc_calls`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fedloom.addresses import is_loopback, split
 from fedloom.deploy.carrier import grpc_loader
-from fedloom.deploy.carrier.front import caller
-from fedloom.deploy.carrier.grpc_gate import Cut, Gate, TooBusy
-from fedloom.deploy.carrier.limits import Buckets, Limits
-from fedloom.deploy.carrier.staging import Part, Staging
-from fedloom.deploy.protocol import messages
-from fedloom.deploy.protocol.messages import Beat, Hello, Leave, Message, Nothing, Poll, Task, Upload, decode
-from fedloom.deploy.protocol.wire import DIGEST, Summed, plain, sealed
-from fedloom.deploy.seam import Identity, Refused, Service, Unreachable
+from fedloom.deploy.carrier.grpc_calls import Audit, Calls
+from fedloom.deploy.carrier.limits import Limits
+from fedloom.deploy.carrier.staging import Staging
+from fedloom.deploy.seam import Service
 from fedloom.deploy.trust import frames
 from fedloom.deploy.trust.admission import Admission
-from fedloom.deploy.trust.frames import PLACE, Head
 from fedloom.deploy.trust.identity import context_of
 from fedloom.deploy.trust.invitation import INSECURE, Invitation
-from fedloom.deploy.trust.sessions import Sessions, Unknown, damaged
+from fedloom.deploy.trust.sessions import Sessions
 from fedloom.deploy.trust.tls import Certificates
-from fedloom.errors import DataError, FedloomError, StorageError, UsageError
-
-T = TypeVar("T")
-Audit = Callable[[Mapping[str, Any]], None]
-"""Takes note of a call: ``what``, ``client``, ``address``, and what there is of ``bytes``, ``sha256``, ``round``, ``why``."""
-
-SLICE = 1.0
-"""A wait for a task is cut in pieces of so many seconds, so that a client that is gone is noticed."""
-_DETAILS = 1000
-REFUSALS = 1.0, 200.0
-"""So many refusals of one address are noted per second, and at once."""
+from fedloom.errors import UsageError
 
 
 class Listener:
@@ -47,9 +30,7 @@ class Listener:
         pin: The fingerprint for invitations.
     """
 
-    def __init__(
-        self, server: Any, threads: Executor, calls: _Calls, admission: Admission, port: int, pin: str
-    ) -> None:
+    def __init__(self, server: Any, threads: Executor, calls: Calls, admission: Admission, port: int, pin: str) -> None:
         self._server, self._threads, self._calls, self._admission = server, threads, calls, admission
         self.port, self.pin = port, pin
 
@@ -103,9 +84,9 @@ def listen(
     if certificates is None and not is_loopback(split(address)[0]):
         raise UsageError(f"{address}: without TLS a server may listen on 127.0.0.1 only")
     pin = INSECURE if certificates is None else certificates.pin
-    calls = _Calls(
+    calls = Calls(
         service,
-        Sessions(admission, context_of(pin)),
+        Sessions(admission, [context_of(INSECURE)] if certificates is None else certificates.contexts),
         limits,
         Staging(folder, limits.stalled, 2 * limits.clients),
         audit,
@@ -126,189 +107,3 @@ def listen(
         raise UsageError(f"cannot listen on {address}: no such address on this machine, or another server has it")
     server.start()
     return Listener(server, threads, calls, admission, port, pin)
-
-
-class _Calls:
-    """What the methods of the transport do."""
-
-    whence: Callable[[int], str] | None = None
-    largest: Callable[[], int] | None = None
-
-    def __init__(
-        self, service: Service, sessions: Sessions, limits: Limits, staging: Staging, audit: Audit | None
-    ) -> None:
-        self._service, self._sessions, self._limits, self._staging = service, sessions, limits, staging
-        self._audit = audit or (lambda _: None)
-        self._rates = Buckets(limits.rate, limits.burst)
-        self._opens, self._refusals = Buckets(limits.opens, limits.opens_burst), Buckets(*REFUSALS)
-        self._gate = Gate(limits.threads // 2, limits.silent, limits.calls)
-        self._gate.watch()
-        self.stopping = False
-
-    def stop(self) -> None:
-        """Let nobody wait any longer."""
-        self.stopping = True
-        self._gate.close()
-
-    def handlers(self, grpc: Any) -> Any:
-        """Return the methods as gRPC wants them."""
-        codes = grpc.StatusCode
-        self._codes = (
-            (Unknown, codes.UNAUTHENTICATED),
-            (TooBusy, codes.RESOURCE_EXHAUSTED),
-            (Cut, codes.ABORTED),
-            (Unreachable, codes.UNAVAILABLE),
-            (StorageError, codes.UNAVAILABLE),
-            (Refused, codes.PERMISSION_DENIED),
-            (DataError, codes.INVALID_ARGUMENT),
-            (FedloomError, codes.FAILED_PRECONDITION),
-        )
-        methods = {
-            "Challenge": grpc.stream_unary_rpc_method_handler(self._opened(self.challenge)),
-            "Open": grpc.stream_unary_rpc_method_handler(self._opened(self.open)),
-            "Ask": grpc.stream_stream_rpc_method_handler(self._opened(self.ask)),
-            "Offer": grpc.stream_unary_rpc_method_handler(self._opened(self.offer)),
-            "Push": grpc.stream_unary_rpc_method_handler(self.push),
-        }
-        return grpc.method_handlers_generic_handler(frames.SERVICE, methods)
-
-    def _opened(self, method: Callable[[bytes, Any], T]) -> Callable[[Iterator[bytes], Any], T]:
-        """Read a call's message, which gRPC itself would wait for without an end."""
-        return lambda requests, context: method(self._gate.first(requests, context, self._address(context)), context)
-
-    def challenge(self, _: bytes, context: Any) -> bytes:
-        """Give a client something to sign."""
-        with self._answering("challenge", context):
-            if not self._opens.take(self._address(context)):
-                raise TooBusy("too many clients join from this address at once; wait a little")
-            return self._sessions.challenge()
-
-    def open(self, request: bytes, context: Any) -> bytes:
-        """Open a session."""
-        with self._answering("open", context):
-            opened = self._sessions.open(request, self._address(context))
-            self._audit({"what": "open", "client": opened.name, "address": self._address(context)})
-            return messages.encode(opened)
-
-    def ask(self, request: bytes, context: Any) -> Iterator[bytes]:
-        """Answer one of the calls whose message is small; the answer may be large."""
-        with self._answering("ask", context) as row:
-            head, signature, data = Head.read(request)
-            who = self._who(head, signature, (frames.REGISTER, frames.POLL, frames.BEAT, frames.LEAVE), row)
-            if wrong := damaged(head, data):
-                raise wrong
-            answer = self._do(head.method, who, data, context)
-            noted = head.method != frames.BEAT and not isinstance(answer, Nothing)
-            yield from self._sent(answer, row, noted)  # it counts as the client's call until it has been read
-
-    def _sent(self, answer: Message, row: Mapping[str, Any], noted: bool) -> Iterator[bytes]:
-        parts = plain(messages.raw(answer))
-        length, place = sum(len(part) for part in parts) + DIGEST, 0
-        summed = Summed(length)
-        try:
-            yield PLACE.pack(length)
-            for piece in sealed(parts, self._limits.chunk, summed):
-                yield frames.chunk(place, piece)
-                place += len(piece)
-        finally:
-            if noted:
-                cut = {} if place == length else {"why": f"{place} of {length} bytes were sent"}
-                sums = {"sha256": summed.digest().hex(), "round": getattr(answer, "round", 0)}
-                self._audit({**row, "bytes": place, **sums, **cut})
-
-    def offer(self, request: bytes, context: Any) -> bytes:
-        """Say how much of an upload is there already."""
-        with self._answering("offer", context) as row:
-            head, signature, _ = Head.read(request)
-            who = self._who(head, signature, (frames.OFFER,), row)
-            return PLACE.pack(self._staging.have(who.key, head.digest))
-
-    def push(self, requests: Iterator[bytes], context: Any) -> bytes:
-        """Take an upload, or the rest of it."""
-        with self._answering("upload", context) as row:
-            head, signature, rest = Head.read(self._gate.first(requests, context, self._address(context)))
-            who = self._who(head, signature, (frames.UPLOAD,), row)
-            most = self._limits.message if self.largest is None else max(self._limits.small, self.largest())
-            if head.length > most:
-                raise Refused(f"an update of {head.length} bytes; this server takes {most} at most")
-            if len(rest) != PLACE.size:
-                raise DataError("an upload begins with the place where it goes on")
-            try:
-                part, turn = self._staging.begin(who.key, head.digest, head.length, PLACE.unpack(rest)[0])
-                if not part.answer:
-                    for request in self._gate.rest(requests, context, self._limits.gap):
-                        self._staging.add(part, turn, *frames.unchunk(request))
-            except DataError as error:
-                raise Cut(str(error)) from error
-            return part.answer or self._taken(who, head, part, row)
-
-    def _taken(self, who: Identity, head: Head, part: Part, row: Mapping[str, Any]) -> bytes:
-        """Hand a whole upload over; a second call that brings the same one waits for the first one's answer."""
-        with part.over:
-            if part.answer:
-                return part.answer
-            if part.have < part.length:
-                raise Cut(f"{part.have} of {part.length} bytes of the upload came")
-            kept = b""
-            try:
-                with self._staging.turn(part):
-                    data = part.whole()
-                    if wrong := damaged(head, data):
-                        raise wrong
-                    update = decode(data, Upload, part.summed.digest())
-                    receipt = self._service.upload(who, update)
-                answer = messages.encode(receipt)
-                kept = answer if receipt.accepted else b""
-            finally:
-                self._staging.end(who.key, part, kept)
-        why = {} if receipt.accepted else {"why": receipt.reason}
-        self._audit({**row, "bytes": head.length, "sha256": head.digest.hex(), "round": update.round, **why})
-        return answer
-
-    def _who(self, head: Head, signature: bytes, methods: tuple[int, ...], row: dict[str, Any]) -> Identity:
-        who = self._sessions.check(head, signature, methods)
-        row.update(what=frames.METHODS[head.method], client=who.name)
-        if not self._gate.enter(who.name):
-            raise TooBusy(f"{who.name} has too many calls open; wait a little")
-        if not self._rates.take(who.key):
-            raise TooBusy(f"{who.name} calls too often; wait a little")
-        return who
-
-    def _do(self, method: int, who: Identity, data: bytes, context: Any) -> Message:
-        if method == frames.REGISTER:
-            return self._service.register(who, decode(data, Hello))
-        if method == frames.POLL:
-            return self._next_task(who, decode(data, Poll).wait, context) or Nothing()
-        if method == frames.BEAT:
-            self._service.heartbeat(who, decode(data, Beat).doing)
-        else:
-            self._service.leave(who, decode(data, Leave).reason)
-        return Nothing()
-
-    def _next_task(self, who: Identity, wait: float, context: Any) -> Task | None:
-        if not wait >= 0:
-            raise DataError("a wait of less than nothing")
-        until = time.monotonic() + min(wait, self._limits.wait)
-        while True:
-            left = until - time.monotonic()
-            task = self._service.next_task(who, max(0.0, min(left, SLICE)))
-            if task is not None or left <= SLICE or self.stopping or not context.is_active():
-                return task
-
-    @contextmanager
-    def _answering(self, what: str, context: Any) -> Iterator[dict[str, Any]]:
-        """Turn an error of fedloom into a status; the audit log has it, too, in the row that is given."""
-        row: dict[str, Any] = {"what": what, "address": self._address(context)}
-        try:
-            yield row
-        except FedloomError as error:
-            if self._refusals.take(row["address"]):  # or anybody could fill the disk
-                self._audit({**row, "why": str(error), "refused": True})
-            code = next(code for kind, code in self._codes if isinstance(error, kind))
-            context.abort(code, str(error)[:_DETAILS])
-        finally:
-            if "client" in row:
-                self._gate.leave(row["client"])
-
-    def _address(self, context: Any) -> str:
-        return caller(str(context.peer()), self.whence)

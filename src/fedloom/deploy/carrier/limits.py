@@ -11,6 +11,9 @@ from typing import Self
 
 from fedloom.errors import UsageError
 
+AHEAD = 1 << 16
+"""A call may send so much that the server has not asked for, in bytes."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -20,7 +23,7 @@ class Limits:
         message: The largest message of a client, in bytes, where the run does not say it; a larger one is refused before it
             is sent.
         small: The largest message that is sent in one piece (all but uploads), in bytes.
-        chunk: The pieces that large messages are sent in, in bytes.
+        chunk: The pieces that large messages travel in, in bytes, as long as there are few at once.
         wait: The longest a client may wait for a task in one call, in seconds.
         rate: Calls per second of one client, in the long run.
         burst: Calls of one client at once.
@@ -28,8 +31,9 @@ class Limits:
         opens_burst: Sessions from one address at once.
         clients: Clients at the same time.
         calls: Calls of one client, or of one connection, at the same time.
+        transfers: Large messages at the same time, of all clients together; the others wait for their turn.
         silent: Seconds in which a call has to say who it is.
-        gap: Seconds in which the next piece of an upload has to come.
+        gap: Seconds in which the next piece of an upload has to come, and of an answer to go.
         stalled: A part of an upload is kept for so many seconds.
     """
 
@@ -43,6 +47,7 @@ class Limits:
     opens_burst: float = 400.0
     clients: int = 512
     calls: int = 32
+    transfers: int = 32
     silent: float = 10.0
     gap: float = 120.0
     stalled: float = 3600.0
@@ -60,6 +65,7 @@ class Limits:
             "opens_burst",
             "clients",
             "calls",
+            "transfers",
             "silent",
             "gap",
             "stalled",
@@ -79,7 +85,8 @@ class Limits:
             ("grpc.max_receive_message_length", max(self.small, self.chunk) + overhead),
             ("grpc.max_send_message_length", self.chunk + overhead),
             ("grpc.http2.bdp_probe", 0),  # it lets a connection hold many megabytes; this is how many it may:
-            ("grpc.http2.lookahead_bytes", self.chunk),
+            ("grpc.http2.lookahead_bytes", AHEAD),
+            ("grpc.experimental.tcp_max_read_buffer_size", AHEAD),  # kept while nothing comes, too
             ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a share of the calls
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),

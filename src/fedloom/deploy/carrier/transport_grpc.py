@@ -7,10 +7,11 @@ nothing is unpickled.
     Open        Open, signature -> Opened
     Ask         signed head, message -> length, chunks of the answer       register, next task, heartbeat, leave
     Offer       signed head -> how much of that upload has come
-    Push        signed head, place; chunks -> Receipt
+    Push        signed head, place; chunks, those of a large upload when the server says so -> Receipt
 """
 
+from fedloom.deploy.carrier.grpc_calls import Audit
 from fedloom.deploy.carrier.grpc_client import GrpcChannel, connect
-from fedloom.deploy.carrier.grpc_server import Audit, Listener, listen
+from fedloom.deploy.carrier.grpc_server import Listener, listen
 
 __all__ = ["Audit", "GrpcChannel", "Listener", "connect", "listen"]

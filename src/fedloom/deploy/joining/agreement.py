@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from fedloom.models import zoo
 from fedloom.privacy.secagg import plan
 from fedloom.rounds import RETRIES
 from fedloom.sampling import SAMPLERS, how_many
+from fedloom.simulation.population import held_count
 
 MOST = 200
 """The longest text that is shown of what the server says."""
@@ -29,7 +30,7 @@ class Agreement:
     Attributes:
         run: The run's name.
         clients: How many clients it has.
-        samples: How many samples of this client's it trains on.
+        samples: How many samples this client has.
         tables: What of the configuration concerns clients, see :data:`SHOWN`.
         title: What the server calls it.
     """
@@ -49,7 +50,7 @@ class Agreement:
         """
         try:
             said = welcome.experiment["tables"]
-            tables = {table: {key: _plain(said[table][key]) for key in keys} for table, keys in SHOWN.items()}
+            tables = {table: _read(said[table], keys) for table, keys in SHOWN.items()}
             title = str(_plain(str(welcome.experiment.get("title", ""))[:MOST]))
             made = cls(welcome.run, welcome.clients, samples, tables, title)
             made.least, made.lines()
@@ -64,7 +65,7 @@ class Agreement:
             UsageError: It protects less, or is another one.
         """
         privacy, made, packed = self.tables["privacy"], experiment.recipe.protection, self.tables["compression"]
-        algorithm = self.tables["algorithm"]["name"] == experiment.recipe.algorithm
+        algorithm = self.tables["algorithm"] == {"name": experiment.recipe.algorithm, **experiment.recipe.options}
         same = made.mechanism == privacy["mechanism"] and made.clip == privacy["clip"]
         same = same and made.noise_seed == privacy["noise_seed"] and made.secure == privacy["secure_aggregation"]
         same = same and (privacy["noise"] is None or made.multiplier == privacy["noise"])
@@ -93,6 +94,33 @@ class Agreement:
         most = self.tables["training"]["lr"]
         if not 0 <= task.lr <= most:
             raise DataError(f"the server asks for the learning rate {task.lr:g}, and you agreed to {most:g} at most")
+
+    def check_evaluation(self, task: Task) -> None:
+        """Check that an evaluation that is asked for is one of those that were agreed to.
+
+        Raises:
+            DataError: It is none.
+        """
+        every, anywhere = self._evaluated
+        due = task.round == self.rounds or anywhere or (every and task.round % every == 0)
+        if not (self.holdout and due and 0 < task.round <= self.rounds):
+            raise DataError(
+                f"the server asks for an evaluation after round {task.round}, and you did not agree to that"
+            )
+
+    @property
+    def holdout(self) -> float:
+        """The share of the samples that are kept apart; 0 where none are."""
+        share = self.tables["data"]["holdout"]
+        if not 0 <= share < 1:
+            raise ValueError("the share of the samples that are kept apart is none")
+        return float(share)
+
+    @property
+    def _evaluated(self) -> tuple[int, bool]:
+        """Return after every how many rounds models are evaluated, and whether any round may be the last."""
+        said = self.tables["evaluation"]
+        return max(0, int(said["clients_every"])), bool(said["stop_at_target"])
 
     def _is_model(self, experiment: Experiment) -> bool:
         """Say whether a model of the zoo is the one of that name; others are known by their file or function alone."""
@@ -136,16 +164,43 @@ class Agreement:
         """Return it in words."""
         t, training = self.tables, self.tables["training"]
         batch = f"batches of {training['batch_size']}" if training["batch_size"] else "all samples in one step"
+        here = self.samples - held_count(self.samples, self.holdout)
         return [
-            f"run      {self.title or self.run}: {t['algorithm']['name']}, {t['run']['rounds']} rounds with "
+            f"run      {self.title or self.run}: {self._algorithm()}, {t['run']['rounds']} rounds with "
             f"{self.clients} clients",
             f"model    {t['model']['name']}",
-            f"training here, on your {self.samples} samples: {training['epochs']} epochs per round, {batch}, "
-            f"{training['optimizer']} with learning rate {training['lr']:g}",
+            f"training here, on your {here} samples: {training['epochs']} epochs per round, {batch}, "
+            f"{self._optimizer()}",
+            *self._apart(),
             f"privacy  {self._privacy()}",
             f"leaves   {self._leaves()}",
             "stays    your samples, and the run's logs in your folder; no code is sent to you",
         ]
+
+    def _apart(self) -> list[str]:
+        """Say what becomes of samples that are not trained on."""
+        count, (every, _) = held_count(self.samples, self.holdout), self._evaluated
+        if not count:
+            return []
+        if self.tables["privacy"]["mechanism"] != "none":
+            raise UsageError("its privacy does not hide what is told of samples that are kept apart")
+        when = {0: "the last round", 1: "every round"}.get(every, f"every {every} rounds and the last one")
+        return [
+            f"apart    {count} more of your samples ({100 * self.holdout:g} %) are never trained on: models are only "
+            f"evaluated on them, after {when}"
+        ]
+
+    def _algorithm(self) -> str:
+        said = self.tables["algorithm"]
+        options = [f"{key} {value}" for key, value in said.items() if key != "name" and value is not None]
+        return f"{said['name']} ({', '.join(options)})" if options else str(said["name"])
+
+    def _optimizer(self) -> str:
+        said = self.tables["training"]
+        words = [f"{said['optimizer']} with learning rate {said['lr']:g}"]
+        words += [f"{key.replace('_', ' ')} {said[key]:g}" for key in ("momentum", "weight_decay") if said[key]]
+        words += [f"{said['schedule']} schedule"] if said["schedule"] != "constant" else []
+        return ", ".join(words)
 
     def _privacy(self) -> str:
         said = self.tables["privacy"]
@@ -167,13 +222,22 @@ class Agreement:
         packed = "" if up == "none" else f", packed as {up}"
         hidden = self.tables["privacy"]["mechanism"] in (LOCAL, EXAMPLES, *SHARES)
         beside = "" if hidden else ", the mean loss and accuracy of training"
+        have = "how many samples you have"
+        have += ", and how many of those kept apart a model gets right" if self.holdout else ""
         if self.least:
-            clear = f"how many steps you took{beside}; and how many samples you have"
+            clear = f"how many steps you took{beside}; and {have}"
             return (
                 "after every round your update of the model's weights, under masks: the server sees only the sum of the "
                 f"updates of {self.least} clients or more. In the clear: {clear}"
             )
-        return f"after every round your update of the model's weights{packed}{beside}; and how many samples you have"
+        return f"after every round your update of the model's weights{packed}{beside}; and {have}"
+
+
+def _read(said: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return what a table says under these keys; under all that it has where none are named."""
+    if len(said) > MOST:
+        raise ValueError("it says more than can be read")
+    return {str(_plain(key)): _plain(said[key]) for key in keys or said}
 
 
 def _plain(value: Any) -> Any:

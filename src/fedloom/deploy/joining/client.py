@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fedloom import __version__, events
+from fedloom import __version__
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.experiment import Experiment, Samples, told
 from fedloom.deploy.joining.agreement import Agreement
 from fedloom.deploy.joining.memory import Memory, plain
+from fedloom.deploy.joining.sent import note
 from fedloom.deploy.joining.side import Side, explained
 from fedloom.deploy.protocol.facts import NUMBER, OVER, READY, SAMPLES, TRY
-from fedloom.deploy.protocol.messages import CHECK, STOP, TRAIN, Hello, Receipt, Task, Upload, Welcome
-from fedloom.deploy.sealing.legs import IDENTITIES, SECURE, STEP
+from fedloom.deploy.protocol.messages import CHECK, EVALUATE, STOP, TRAIN, Hello, Receipt, Task, Upload, Welcome
+from fedloom.deploy.sealing.legs import IDENTITIES, SECURE
 from fedloom.deploy.sealing.part import Part, Terms, keys_of
 from fedloom.deploy.seam import Channel, Refused, Unreachable
 from fedloom.deploy.trust.identity import Keys
@@ -27,9 +28,6 @@ from fedloom.errors import DataError, FedloomError, UsageError
 T = TypeVar("T")
 LAST_WORD = 120.0
 """After the last round a server is waited for so many seconds at most: it may have been started again just then."""
-
-SENT = "sent.jsonl"
-"""The client's own log: what left this machine, and when."""
 
 THANKS = 3
 """So often a client tries to say that it has heard that the run is over."""
@@ -161,7 +159,8 @@ class Client:
         memory = Memory(self._folder / plain(welcome.run) / str(welcome.client))
         if self._agreed.least:
             self._part = self._taking_part(welcome, self._agreed, memory)
-        return Side.make(experiment, welcome.client, self._data, memory, self._say, self._where)
+        holdout = self._agreed.holdout
+        return Side.make(experiment, welcome.client, self._data, memory, self._say, self._where, holdout)
 
     def _taking_part(self, welcome: Welcome, agreed: Agreement, memory: Memory) -> Part:
         if self._keys is None:
@@ -191,6 +190,8 @@ class Client:
                 self._check(task)
             elif task.kind == TRAIN:
                 self._train(task)
+            elif task.kind == EVALUATE:
+                self._evaluate(task)
             elif task.kind == SECURE:
                 self._leg(task)
             else:
@@ -213,21 +214,36 @@ class Client:
         self._patiently(lambda: self._channel.upload(answer))
 
     def _train(self, task: Task) -> None:
-        if self._side is None:
-            self._register()
-        if self._side is None or self._agreed is None:
-            raise DataError("the server asks to train, and has not said what")
-        self._agreed.check(task)
+        side, agreed = self._ready()
+        agreed.check(task)
         self._doing = f"training in round {task.round}"
         began = time.perf_counter()
-        answer = self._side.answer(task)
+        answer = side.answer(task)
         seconds = time.perf_counter() - began
         if self._part is not None and not answer.failure:
             self._part.ready(task)
         self._doing = f"sending in round {task.round}"
         receipt = self._patiently(lambda: self._channel.upload(answer))
-        self._last = receipt.accepted and task.round == self._agreed.rounds
+        self._last = receipt.accepted and task.round == agreed.rounds
         self._note(task, answer, receipt, seconds)
+
+    def _ready(self) -> tuple[Side, Agreement]:
+        if self._side is None:
+            self._register()
+        if self._side is None or self._agreed is None:
+            raise DataError("the server asks to train, and has not said what")
+        return self._side, self._agreed
+
+    def _evaluate(self, task: Task) -> None:
+        """Evaluate models on the samples that are kept apart."""
+        side, agreed = self._ready()
+        agreed.check_evaluation(task)
+        self._doing = f"evaluating after round {task.round}"
+        answer = side.evaluate(task)
+        receipt = self._patiently(lambda: self._channel.upload(answer))
+        if answer.failure or not receipt.accepted:
+            self._say(f"round {task.round}: not evaluated here ({answer.reason or receipt.reason})")
+        note(self._folder, task, answer, receipt)
 
     def _leg(self, task: Task) -> None:
         """Answer one step of a secure sum."""
@@ -240,7 +256,7 @@ class Client:
         receipt = self._patiently(lambda: self._channel.upload(answer))
         if answer.failure or not receipt.accepted:
             self._say(f"round {task.round}: not in the secure sum ({answer.reason or receipt.reason})")
-        self._log(task, answer, receipt)
+        note(self._folder, task, answer, receipt)
 
     def _note(self, task: Task, answer: Upload, receipt: Receipt, seconds: float) -> None:
         text = f"round {task.round}: trained for {seconds:.3g} s, "
@@ -248,24 +264,7 @@ class Client:
             self._say(f"round {task.round}: {answer.reason}")
         else:
             self._say(text + ("sent" if receipt.accepted else f"not used ({receipt.reason})"))
-        self._log(task, answer, receipt)
-
-    def _log(self, task: Task, answer: Upload, receipt: Receipt) -> None:
-        sent = [t for t in (answer.delta, *answer.extra.values()) if t is not None]
-        row = {
-            "event": "sent",
-            "time": time.time(),
-            "round": task.round,
-            "attempt": task.attempt,
-            **{key: value for key, value in answer.facts.items() if key == STEP},
-            "bytes": len(answer.encoded) + sum(t.numel() * t.element_size() for t in sent),
-            "metrics": dict(answer.metrics),
-            "failure": answer.failure,
-            "accepted": receipt.accepted,
-        }
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / SENT).open("a", encoding="utf-8") as log:
-            log.write(events.line(row))
+        note(self._folder, task, answer, receipt)
 
     def _patiently(self, call: Callable[[], T]) -> T:
         """Make a call; while the server cannot be reached, make it again."""

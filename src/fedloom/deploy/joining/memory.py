@@ -26,7 +26,7 @@ from fedloom.errors import DataError
 from fedloom.records import ClientUpdate
 
 DELTA, DATA, EXTRA, KEPT, ABOUT = "delta", "data", "extra.", "kept.", "fedloom"
-BEGUN = "begun.json"
+BEGUN, JUDGED = "begun.json", "judged.json"
 LAST = 2
 """So many turns are kept, and the one whose state counts."""
 
@@ -103,13 +103,25 @@ class Memory:
             DataError: The note is damaged.
             StorageError: The disk is full.
         """
-        path, now = self.folder / BEGUN, [task.round, digest(task)]
+        return self._first(BEGUN, task, max((turn[0] for turn in self.turns()), default=0))
+
+    def judge(self, task: Task) -> bool:
+        """Write down that models are evaluated after a round; False where it was, for another task, or a later one was.
+
+        Raises:
+            DataError: The note is damaged.
+            StorageError: The disk is full.
+        """
+        return self._first(JUDGED, task, 0)
+
+    def _first(self, name: str, task: Task, last: int) -> bool:
+        path, now = self.folder / name, [task.round, digest(task)]
         before = files.read_json(path).get("task") if path.is_file() else [0, ""]
         if before == now:
             return True
         if not isinstance(before, list) or not before or type(before[0]) is not int:
             raise DataError(f"{path}: damaged; without it this client cannot tell what it has answered", file=str(path))
-        if task.round <= max([before[0], *(turn[0] for turn in self.turns())]):
+        if task.round <= max(before[0], last):
             return False
         files.write_json(path, {"task": now})
         return True

@@ -19,9 +19,10 @@ from fedloom.clients import name as number_name
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.beside import Beside
 from fedloom.deploy.experiment import Experiment
+from fedloom.deploy.joining.judging import judged
 from fedloom.deploy.joining.memory import Memory, Turn, digest
 from fedloom.deploy.protocol.facts import TURN
-from fedloom.deploy.protocol.messages import CHECK, TRAIN, Task, Upload
+from fedloom.deploy.protocol.messages import CHECK, EVALUATE, TRAIN, Task, Upload
 from fedloom.deploy.protocol.packed import Packed
 from fedloom.deploy.protocol.wire import ALIGN
 from fedloom.deploy.sealing.legs import READY
@@ -29,6 +30,7 @@ from fedloom.engines.messages import Index
 from fedloom.errors import DataError, FedloomError
 from fedloom.models.model import device
 from fedloom.records import ClientFailure, ClientUpdate
+from fedloom.simulation.population import apart
 from fedloom.training.shard import Shard
 
 SECONDS, BATCH, LOSS = "seconds", "batch", "loss"
@@ -66,8 +68,9 @@ class Side:
         memory: Memory,
         say: Callable[[str], None],
         where: str | None = "cpu",
+        holdout: float = 0.0,
     ) -> Side:
-        """Build the model, and get the data ready.
+        """Build the model, and get the data ready; a share of them, ``holdout``, is kept apart and never trained on.
 
         Raises:
             DataError: The samples do not fit.
@@ -77,13 +80,12 @@ class Side:
         place = device(where)
         pool = Shard.of(experiment.samples.fit(data), made.model, number_name(number), place)
         made.model.to(place)
-        index = Index(experiment.recipe.n_clients)
-        index.known[number] = np.arange(len(pool))
+        index, held = (Index(experiment.recipe.n_clients) for _ in range(2))
+        index.known[number], held.known[number] = apart(np.arange(len(pool)), holdout, experiment.recipe.seed, number)
         packed = Packed.of(experiment.recipe.protection, made.algorithm, made.model.layout)
         noisy, sealed = experiment.recipe.protection.own_noise, experiment.recipe.protection.secure != "off"
-        return cls(
-            number, replace(made, population=Population(pool, index)), memory, say, packed, noisy, noisy or sealed
-        )
+        trained = replace(made, population=Population(pool, index, held if holdout else ()))
+        return cls(number, trained, memory, say, packed, noisy, noisy or sealed)
 
     def check(self, *, trial: bool) -> Upload:
         """Say that all is ready; with ``trial`` after training one batch, of which nothing but the time and loss is told."""
@@ -102,7 +104,8 @@ class Side:
 
     def _first_batch(self) -> Side:
         """Return a side that trains on one batch, once."""
-        pool, size = self.trained.population.pool, self.trained.config.batch_size or len(self.trained.population.pool)
+        pool = self.trained.population.shard(self.number)
+        size = self.trained.config.batch_size or len(pool)
         few = replace(pool, x=pool.x[:size], y=pool.y[:size])
         index = Index(1)
         index.known[self.number] = np.arange(len(few))
@@ -116,6 +119,7 @@ class Side:
             found: ClientUpdate | ClientFailure | None = self.memory.answer(task)
             if found is None:
                 self._once(task)
+                self.memory.forget(counting(task))
                 before = self._kept(task)
                 with Beside(lambda: digest(task)) as digested:
                     found = self._turn(task, before)
@@ -144,6 +148,19 @@ class Side:
             bytes=found.bytes_up,
         )
 
+    def evaluate(self, task: Task) -> Upload:
+        """Evaluate on what is kept apart; whatever goes wrong is the answer."""
+        turn = task.round, task.attempt
+        try:
+            return Upload(*turn, EVALUATE, facts=self._counts(task))
+        except Exception as error:  # as above
+            return Upload(*turn, EVALUATE, failure="dropped", reason=explained(error))
+
+    def _counts(self, task: Task) -> dict[str, int]:
+        if self.once and not self.memory.judge(task):
+            raise DataError(f"after round {task.round} other models were evaluated before")
+        return judged(self.trained, self.number, self._sent(task), self._placed(self._kept(task)))
+
     def _told(self, reason: str, *, known: bool = False) -> str:
         """Return what the server hears of a failure: where own noise hides the data, no words that depend on them."""
         if not self.noisy or known:
@@ -152,16 +169,28 @@ class Side:
         return "training failed; the client's own screen says why"
 
     def _turn(self, task: Task, kept: Kept | None) -> ClientUpdate | ClientFailure:
+        mine = self._placed(kept)
+        state = {} if mine is None else {self.number: mine}
+        stale = (task.stale,) if task.stale else ()
+        order = Order(task.round, (self.number,), (self._sent(task),), state, task.lr, task.attempt, stale)
+        return next(self.trained.run(order))
+
+    def _sent(self, task: Task) -> Broadcast:
+        """Return what the server sent, ready for this machine.
+
+        Raises:
+            DataError: It is none of this run.
+        """
         where = self.trained.population.pool.x.device
         vector = self.packed.model(task.encoded) if task.encoded else task.vector
         if vector is None or vector.shape != (self.trained.model.layout.size,):
             raise DataError("the model that the server sent is of another size than this run's")
         extra = {key: _aligned(value).to(where) for key, value in task.extra.items()}
-        sent = Broadcast(_aligned(vector).to(where), extra, task.unsent)
-        state = {} if kept is None else {self.number: {key: value.to(where) for key, value in kept.items()}}
-        stale = (task.stale,) if task.stale else ()
-        order = Order(task.round, (self.number,), (sent,), state, task.lr, task.attempt, stale)
-        return next(self.trained.run(order))
+        return Broadcast(_aligned(vector).to(where), extra, task.unsent)
+
+    def _placed(self, kept: Kept | None) -> Kept | None:
+        where = self.trained.population.pool.x.device
+        return None if kept is None else {key: value.to(where) for key, value in kept.items()}
 
     def _once(self, task: Task) -> None:
         """Refuse to answer a round twice where every answer costs privacy, and be it that training failed.
@@ -175,14 +204,11 @@ class Side:
 
     def _kept(self, task: Task) -> Kept | None:
         counts = counting(task)
-        self.memory.forget(counts)
         if counts is None:
             return None
         found = self.memory.kept(counts)
         if found is None:
-            self.say(
-                f"round {task.round}: what was kept after round {counts[0]} is gone, and training begins without it"
-            )
+            self.say(f"round {task.round}: what was kept after round {counts[0]} is gone: going on without it")
         return found
 
 

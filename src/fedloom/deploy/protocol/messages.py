@@ -13,7 +13,7 @@ from fedloom.deploy.protocol.forms import Array, Fact
 from fedloom.deploy.protocol.wire import Buffer, Raw
 from fedloom.errors import DataError
 
-TRAIN, CHECK, STOP = ("train", "check", "stop")
+TRAIN, EVALUATE, CHECK, STOP = ("train", "evaluate", "check", "stop")
 
 Name: TypeAlias = Annotated[str, forms.line(64)]
 Line: TypeAlias = Annotated[str, forms.text(2000)]
@@ -74,8 +74,8 @@ class Task:
     """What a client is to do.
 
     Attributes:
-        kind: :data:`TRAIN`, :data:`CHECK` (say that all is ready, or train one batch and report), :data:`STOP`
-            (``reason`` says why), or :data:`fedloom.deploy.sealing.legs.SECURE` (a step of a secure sum).
+        kind: :data:`TRAIN`, :data:`EVALUATE` (on samples kept apart), :data:`CHECK` (say that all is ready, or train one
+            batch and report), :data:`STOP` (``reason`` says why), or :data:`fedloom.deploy.sealing.legs.SECURE`.
         round: The number of the round, from 1; 0 where there is none.
         attempt: 0, or 1 and 2 for those that are asked in place of others.
         vector: The model, float32 (P,); None where it is ``encoded``.

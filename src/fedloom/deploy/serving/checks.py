@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -17,12 +18,13 @@ from torch import Tensor
 from fedloom.algorithms.base import Broadcast
 from fedloom.algorithms.protection import Protection
 from fedloom.clients import ClientSide, Order, Population
-from fedloom.deploy.protocol.messages import Upload
+from fedloom.deploy.protocol.messages import TRAIN, Upload
 from fedloom.deploy.protocol.packed import Packed
 from fedloom.deploy.sealing.begun import placeholder
 from fedloom.deploy.sealing.legs import READY
 from fedloom.errors import DataError, TrainingError
 from fedloom.records import ClientFailure, ClientUpdate
+from fedloom.simulation.population import held_count
 from fedloom.training.cohort import Task, Trained
 from fedloom.training.local import LocalConfig
 from fedloom.training.shard import Shard
@@ -46,6 +48,30 @@ class Shape:
         return cls(tuple(tensor.shape), tensor.dtype)
 
 
+class Form(Protocol):
+    """What answers of one kind look like.
+
+    Attributes:
+        kind: Of the task.
+        answer: What people call one.
+    """
+
+    kind: ClassVar[str]
+    answer: ClassVar[str]
+
+    def opened(self, update: Upload) -> Upload:
+        """Return an upload with its numbers; raises DataError where it has none."""
+        ...
+
+    def wrong(self, update: Upload, samples: int) -> str:
+        """Say why an upload of a client that has registered so many ``samples`` is refused; nothing where all is well."""
+        ...
+
+    def update(self, client: str, upload: Upload) -> ClientUpdate:
+        """Make the record of an upload that is not wrong."""
+        ...
+
+
 @dataclass(frozen=True)
 class Pattern:
     """What updates look like.
@@ -59,8 +85,11 @@ class Pattern:
         longest: The largest L2 norm of an update; infinite for any.
         packed: How updates travel; None where that is as they are.
         sealed: Whether updates stay with their clients, who say only that they are ready for a secure sum.
+        holdout: The share of its samples that a client keeps apart, and does not train on.
     """
 
+    kind: ClassVar[str] = TRAIN
+    answer: ClassVar[str] = "update"
     size: int
     extra: Mapping[str, Shape]
     metrics: frozenset[str]
@@ -68,10 +97,17 @@ class Pattern:
     longest: float = math.inf
     packed: Packed | None = None
     sealed: bool = False
+    holdout: float = 0.0
 
     @classmethod
     def of(
-        cls, side: ClientSide, protection: Protection, sent: Broadcast, lr: float, longest: float = math.inf
+        cls,
+        side: ClientSide,
+        protection: Protection,
+        sent: Broadcast,
+        lr: float,
+        longest: float = math.inf,
+        holdout: float = 0.0,
     ) -> Pattern:
         """Find out what a client would send, from what the server's own side makes of no training at all.
 
@@ -81,6 +117,7 @@ class Pattern:
             sent: What clients are sent.
             lr: The learning rate.
             longest: The largest L2 norm of an update.
+            holdout: The share of its samples that a client keeps apart.
 
         Raises:
             TrainingError: Not even that can be sent.
@@ -96,7 +133,7 @@ class Pattern:
         extra = {key: Shape.of(value) for key, value in found.extra.items()}
         packed = Packed.of(protection, side.algorithm, side.model.layout)
         sealed = protection.secure != "off"
-        return cls(found.delta.numel(), extra, frozenset(found.metrics), weighs, longest, packed, sealed)
+        return cls(found.delta.numel(), extra, frozenset(found.metrics), weighs, longest, packed, sealed, holdout)
 
     @property
     def largest(self) -> int:
@@ -131,7 +168,7 @@ class Pattern:
             return f"it holds {found} where ({self.size},) of torch.float32 is expected"
         if {key: Shape.of(value) for key, value in update.extra.items()} != dict(self.extra):
             return f"what comes beside it ({', '.join(update.extra) or 'nothing'}) is not what was asked for"
-        return self._wrong_numbers(update, delta, samples)
+        return self._wrong_numbers(update, delta, samples - held_count(samples, self.holdout))
 
     def _wrong_ready(self, update: Upload) -> str:
         if update.delta is not None or update.extra or update.facts != {READY: True}:

@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING
 from fedloom.clients import Order, Result
 from fedloom.clients import name as number_name
 from fedloom.deploy.interrupts import Condition
-from fedloom.deploy.protocol.messages import STOP, Receipt, Task, Upload
+from fedloom.deploy.protocol.messages import EVALUATE, STOP, TRAIN, Receipt, Task, Upload
 from fedloom.deploy.sealing.legs import SECURE
 from fedloom.deploy.seam import Unreachable
-from fedloom.deploy.serving.checks import Pattern
-from fedloom.deploy.serving.orders import aged, keeping, task_of
+from fedloom.deploy.serving.checks import Form, Pattern
+from fedloom.deploy.serving.orders import aged, judged, keeping, task_of
 from fedloom.deploy.serving.patience import BUFFER, AtWork, Open, Patience
 from fedloom.deploy.serving.roster import Member, Roster
-from fedloom.errors import DataError
 from fedloom.records import ClientFailure
 
 if TYPE_CHECKING:
     from fedloom.deploy.sealing.exchange import Exchange
-
-FAILURES = ("diverged", "dropped")
-"""What a client may say of itself."""
 
 
 class Desk:
@@ -70,14 +66,23 @@ class Desk:
             self._changed.notify_all()
             self._answered.notify_all()
 
-    def post(self, order: Order) -> None:
-        """Give an order out; one that was open is given up."""
-        tasks = {client: task_of(order, i) for i, client in enumerate(order.clients)}
+    def post(self, order: Order, form: Form | None = None) -> None:
+        """Give an order out; one that was open is given up.
+
+        Args:
+            order: What is asked, of whom.
+            form: What answers look like; None for updates.
+        """
+        form = form or self._pattern
+        assert form is not None
+        tasks = {client: task_of(order, i, form.kind) for i, client in enumerate(order.clients)}
         with self._changed:
             key = (order.round, order.attempt)
             if self._open is not None:
                 self._at_work.over(self._open, self._counted)
-            self._open = Open(key, tasks, time.monotonic() + self._patience.deadline, self._patience.enough)
+            ends, trains = time.monotonic() + self._patience.deadline, form.kind == TRAIN
+            enough, busy = (self._patience.enough, {}) if trains else (0, self._at_work.busy(order.clients))
+            self._open = Open(key, tasks, form, ends, enough, results=busy)
             self._done = order.round - 1
             self._changed.notify_all()
 
@@ -164,18 +169,21 @@ class Desk:
             return self._summed(member, upload)
         key = (upload.round, upload.attempt)
         with self._changed:
-            now, pattern = self._open, self._pattern
-            if now is None or pattern is None or not self._counts(now, member.number, key):
-                return self._unwanted(member, key)
-        found, reason = self._judged(pattern, member, upload)  # takes a while: others need not wait
+            now = self._open
+            if now is None or not self._counts(now, member.number, key):
+                return self._unwanted(member, key, upload.task)
+        found, reason = judged(now.form, member, upload)  # takes a while: others need not wait
         with self._changed:
             if self._open is not now or not now.waits_for(member.number):
-                return self._unwanted(member, key)
+                return self._unwanted(member, key, upload.task)
+            if now.trains and self._keeps and not reason:
+                found = keeping(found, *key)
             age = now.key[0] - key[0]
             now.results[member.number] = aged(found, age) if age else found
             self._counted[member.number] = key
             self._at_work.tasks.pop(member.number, None)
-            member.took = time.monotonic() - now.began
+            if now.trains:
+                member.took = time.monotonic() - now.began
             self._answered.notify_all()
         if reason:
             self._say(f"round {upload.round}: {reason}")
@@ -188,7 +196,7 @@ class Desk:
         at_work = self._at_work.task(number, now)
         return self._at_work.age(number, key, now) is not None if at_work is not None else now.key == key
 
-    def _unwanted(self, member: Member, key: tuple[int, int]) -> Receipt:
+    def _unwanted(self, member: Member, key: tuple[int, int], kind: str) -> Receipt:
         """Answer what does not count now.
 
         Raises:
@@ -199,6 +207,8 @@ class Desk:
             return Receipt(True, again=True)
         if self._over:
             return Receipt(False, self._over)
+        if kind == EVALUATE:  # a server that was started again trains the round anew, and asks again
+            return Receipt(False, f"nobody waits for the evaluation of round {key[0]} now")
         if key[0] > self._done if now is None else key > now.key:
             raise Unreachable(f"round {key[0]} is not open yet")
         if self._buffers(now, number, key):
@@ -215,7 +225,7 @@ class Desk:
             return False
         task = self._at_work.tasks.get(number)
         known = task is not None and (task.round, task.attempt) == key
-        if now is None:
+        if now is None or not now.trains:
             return known
         if now.key == key:
             return number in now.given
@@ -229,25 +239,6 @@ class Desk:
                     raise Unreachable(f"the secure sum of round {upload.round} is not open yet")
                 return Receipt(False, over or f"round {upload.round} is over")
         return now.take(member, upload)
-
-    def _judged(self, pattern: Pattern, member: Member, upload: Upload) -> tuple[Result, str]:
-        name = number_name(member.number)
-        if upload.failure:
-            kind = upload.failure if upload.failure in FAILURES else "dropped"
-            reason = f"{member.title}: {upload.reason or 'it could not train'}"
-            return ClientFailure(name, reason, kind), reason
-        try:
-            upload = pattern.opened(upload)
-            wrong = pattern.wrong(upload, member.samples)
-        except DataError as error:
-            wrong = str(error)
-        if wrong:
-            reason = f"{member.title}'s update was refused: {wrong}"
-            return ClientFailure(name, reason, "refused"), reason
-        made = pattern.update(name, upload)
-        if not self._keeps:
-            return made, ""
-        return keeping(made, upload.round, upload.attempt), ""
 
     def _timed(self, now: Open, number: int) -> Task:
         now.given.add(number)
@@ -281,13 +272,14 @@ class Desk:
     def _waiting(self, now: Open) -> str:
         names = [self._roster.member(n).title for n in now.tasks if now.waits_for(n)]
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        return f"round {now.key[0]}: waiting for {', '.join(names[:5])}{more}"
+        after = "" if now.trains else ", evaluation"
+        return f"round {now.key[0]}{after}: waiting for {', '.join(names[:5])}{more}"
 
 
 @contextmanager
-def opened(desk: Desk, order: Order) -> Iterator[None]:
-    """Keep an order open while the block runs."""
-    desk.post(order)
+def opened(desk: Desk, order: Order, form: Form | None = None) -> Iterator[None]:
+    """Keep an order open while the block runs; see :meth:`Desk.post`."""
+    desk.post(order, form)
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from fedloom.deploy.carrier.front import Front
 from fedloom.deploy.carrier.greeting import CLIENTS, WEB
 from fedloom.deploy.carrier.limits import Limits
 from fedloom.deploy.carrier.transport_grpc import Listener, listen
+from fedloom.deploy.serving import expulsion
 from fedloom.deploy.serving.server import Server
 from fedloom.deploy.trust import secret_files
 from fedloom.deploy.trust.admission import Admission
@@ -96,6 +97,7 @@ class Door:
             made, address = self._certificates(secrets), self._address(secrets)
             admission = Admission(secrets / ADMISSION)
             server.parted = admission.give_back
+            stack.enter_context(expulsion.heard(secrets, admission, server.expel))
             log = stack.enter_context(AuditLog(self.path / AUDIT, self.say))
             if self.place.dashboard:
                 heard, port = self._both(stack, server, admission, made, address, log)
@@ -112,7 +114,7 @@ class Door:
             self.say(f"listening on {here}")
             if self.place.dashboard:
                 self.say(f"dashboard: {self._page_address(port)}")
-            yield self._teller(heard, port)
+            yield self._teller(heard, port, admission)
 
     def _both(
         self,
@@ -163,13 +165,16 @@ class Door:
     def _page_address(self, port: int) -> str:
         return f"http{'' if self.place.insecure else 's'}://{joined(self._name(), port)}/?token={self._token()}"
 
-    def _teller(self, heard: Listener, port: int) -> Callable[[int], None]:
+    def _teller(self, heard: Listener, port: int, admission: Admission) -> Callable[[int], None]:
         invited: list[Invitation] = []
+        gone = admission.expelled
 
         def tell(count: int) -> None:
+            nonlocal gone
             left = self.count - count
-            if left and not invited:
-                invited.append(heard.invite(self._name(), uses=left, port=port))
+            if left and not (invited and gone == admission.expelled):
+                gone = admission.expelled
+                invited[:] = [heard.invite(self._name(), uses=self.count if gone else left, port=port)]
                 self.invited(invited[0].text())
             if left:
                 self.say(f"waiting for {left} of {self.count} clients; each joins with:")
@@ -194,7 +199,7 @@ class Door:
             return None
         if said.certificate is None or said.key is None:
             return Certificates.own(secrets)
-        return Certificates.given(said.key, said.certificate)
+        return Certificates.given(said.key, said.certificate, self._name())
 
     def _name(self) -> str:
         address = split(self.place.listen)[0]

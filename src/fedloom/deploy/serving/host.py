@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fedloom import checkpoint, events, files
-from fedloom.algorithms import ALGORITHMS
 from fedloom.config import Config, refuse
 from fedloom.config.conflicts import check
 from fedloom.data import load_evaluation, load_pair
@@ -20,8 +19,10 @@ from fedloom.deploy.protocol.facts import SAMPLES, SHOWN
 from fedloom.deploy.sealing.engine import Sealed, Sums
 from fedloom.deploy.serving import presence
 from fedloom.deploy.serving.checks import Pattern
+from fedloom.deploy.serving.conflicts import conflicts
 from fedloom.deploy.serving.desk import Desk
 from fedloom.deploy.serving.engine import Remote
+from fedloom.deploy.serving.judging import Judging
 from fedloom.deploy.serving.leaning import lean, leant
 from fedloom.deploy.serving.patience import Patience
 from fedloom.deploy.serving.roster import Roster
@@ -34,6 +35,7 @@ from fedloom.simulation import folder as folders
 from fedloom.simulation.course import Course
 from fedloom.simulation.folder import CONFIG, Folder
 from fedloom.simulation.planning import plan_untried
+from fedloom.simulation.population import held_count
 from fedloom.simulation.run import Run
 from fedloom.simulation.setup import Setup, prepare_remote
 
@@ -121,7 +123,7 @@ def host(
     data, test = _data(config, terms)
     opened, run = _opened(path, config)
     facts = files.read_json(path / FACTS)
-    roster = Roster(path, config.data.clients)
+    roster = Roster(path, config.data.clients, least=2 if config.data.holdout else 1)
     done = _done(opened)
     begun = done > 0 or bool(facts.get(BEGUN))
     roster.fix(begun=begun)
@@ -141,7 +143,7 @@ def host(
                 files.write_json(path / FACTS, facts | {BEGUN: True, SAMPLES: made.samples.to_json()})
             sums = _sums(setup, opened, made, desk, roster, say)
             engine, gather = (Remote(desk), None) if sums is None else (sums, sums.gather)
-            over = Course(setup, opened, engine, gather).run(progress)
+            over = Course(setup, opened, engine, gather, Judging(desk, say)).run(progress)
             if over.stopped != "interrupted":
                 server.stop("the run is over")
                 server.wait_told(GOODBYE)
@@ -161,7 +163,7 @@ def served(config: Config) -> Config:
         UsageError: It contradicts itself, or needs what a network does not have: all of it, one per line.
     """
     check(config)
-    found = list(_conflicts(config))
+    found = list(conflicts(config))
     if found:
         raise refuse(found)
     return config if config.run.checkpoint_every else config.override(checkpoint_every=1)
@@ -170,25 +172,7 @@ def served(config: Config) -> Config:
 def shown(config: Config) -> dict[str, dict[str, Any]]:
     """Return what clients are told of a configuration before they agree."""
     tables = config.to_tables()
-    return {table: {key: tables[table][key] for key in keys} for table, keys in SHOWN.items()}
-
-
-def _conflicts(config: Config) -> Iterator[str]:
-    name, run = config.algorithm.name, config.run
-    if name in ALGORITHMS and name in ("central", "local-only"):
-        yield f"{name} cannot be served over a network (yet): fedloom simulate runs it"
-    if config.network != type(config.network)():
-        yield "[network] simulates slow clients, and these are real: leave it out"
-    if config.sampling.deadline is not None or config.sampling.over_selection:
-        yield "deadline and over_selection are of the simulated clock: pass --deadline to fedloom serve"
-    if config.attack.kind != "none":
-        yield "attacks are simulated: leave [attack] out"
-    if config.data.holdout or config.evaluation.clients_every:
-        yield "clients do not keep samples apart over the network yet: leave out holdout and clients_every"
-    if run.batchnorm == "recalibrate":
-        yield "batchnorm = recalibrate needs clients' samples on the server: take average or local"
-    if run.engine != "here":
-        yield f"engine = {run.engine} is for simulations: leave it out"
+    return {table: {key: tables[table][key] for key in keys or tables[table]} for table, keys in SHOWN.items()}
 
 
 def _opened(path: Path, config: Config) -> tuple[Folder, str]:
@@ -228,11 +212,12 @@ def _data(config: Config, terms: Terms) -> tuple[Dataset | None, Dataset | None]
 
 
 def _setup(config: Config, server: Server, data: Dataset | None, test: Dataset | None, terms: Terms) -> Setup:
-    sizes = [member.samples for member in server.members()]
+    all_of, share = [member.samples for member in server.members()], config.data.holdout
     known = server.samples
     assert known is not None
-    alike = known.nothing(sum(sizes), config.data.source)
+    alike = known.nothing(sum(all_of), config.data.source)
     model = _model(config, data if data is not None else alike)
+    sizes = [samples - held_count(samples, share) for samples in all_of]
     made = prepare_remote(config, model, alike, test, sizes, terms.data_dir)
     if not made.algorithm.buffered:
         return made
@@ -280,7 +265,9 @@ def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms:
     known = server.samples
     assert known is not None
     sent = setup.algorithm.broadcast(setup.algorithm.init(setup.start))
-    pattern = Pattern.of(setup.side(plan["chosen"]), recipe.protection, sent, setup.lr(1), terms.longest)
+    pattern = Pattern.of(
+        setup.side(plan["chosen"]), recipe.protection, sent, setup.lr(1), terms.longest, setup.config.data.holdout
+    )
     desk.begin(pattern, keeps=setup.algorithm.keeps, done=done)
     made = Experiment(run, recipe, known, _title(setup.config))
     server.begin(made, check=check, trial=terms.trial)
@@ -288,7 +275,7 @@ def _begin(setup: Setup, server: Server, desk: Desk, run: str, done: int, terms:
 
 
 def _checked(server: Server, roster: Roster, terms: Terms) -> None:
-    failed = server.wait_checked(terms.patience.away)
+    failed = server.wait_checked(terms.patience.away, terms.patience.deadline)
     if failed:
         lines = "; ".join(f"{roster.member(number).title}: {reason}" for number, reason in sorted(failed.items()))
         raise TrainingError(f"before round 1, not all clients can take part: {lines}")

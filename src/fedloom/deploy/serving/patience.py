@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from fedloom.algorithms import ALGORITHMS
 from fedloom.algorithms.protection import EXAMPLES, LOCAL
 from fedloom.clients import Result
+from fedloom.clients import name as number_name
 from fedloom.config import Config, refuse
-from fedloom.deploy.protocol.messages import Task
+from fedloom.deploy.protocol.messages import TRAIN, Task
 from fedloom.errors import UsageError, check_known
 from fedloom.records import ClientFailure
+
+if TYPE_CHECKING:
+    from fedloom.deploy.serving.checks import Form
 
 REFUSE, BUFFER = LATE = ("refuse", "buffer")
 
@@ -82,6 +87,7 @@ class Open:
     Attributes:
         key: Its round and attempt.
         tasks: What each client is to do, by number.
+        form: What answers look like.
         ends: When it is late, on the monotonic clock.
         enough: It takes so many updates; 0 for all.
         began: When it was given out, on the same.
@@ -92,12 +98,18 @@ class Open:
 
     key: tuple[int, int]
     tasks: Mapping[int, Task]
+    form: Form
     ends: float
     enough: int = 0
     began: float = field(default_factory=time.monotonic)
     results: dict[int, Result] = field(default_factory=dict)
     had: dict[int, bool] = field(default_factory=dict)
     given: set[int] = field(default_factory=set)
+
+    @property
+    def trains(self) -> bool:
+        """Whether it asks for updates."""
+        return self.form.kind == TRAIN
 
     def answers(self) -> int:
         """Return how many updates have come."""
@@ -128,9 +140,14 @@ class AtWork:
 
     def over(self, was: Open, counted: Mapping[int, tuple[int, int]]) -> None:
         """Take note that a round is over."""
-        if self.patience.late == BUFFER:
+        if self.patience.late == BUFFER and was.trains:
             late = (n for n in was.given if counted.get(n) != was.key and n not in self.tasks)
             self.tasks.update({number: was.tasks[number] for number in late})
+
+    def busy(self, clients: Iterable[int]) -> dict[int, Result]:
+        """Return those of ``clients`` that are at work: nothing else is asked of them meanwhile."""
+        names = {n: number_name(n) for n in clients if n in self.tasks}
+        return {n: ClientFailure(name, f"{name} is still training", "late") for n, name in names.items()}
 
     def task(self, number: int, now: Open) -> Task | None:
         """Return what a client is at, which is too old no more; None where it is free."""

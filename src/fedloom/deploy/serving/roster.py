@@ -24,7 +24,7 @@ class Member:
         number: Its number, from 0.
         key: Its public key, in hex.
         name: What it is called.
-        samples: How many samples it says that it trains on.
+        samples: How many samples it says that it has.
         seen: When it was last heard of (``time.monotonic``); None where this server has not heard of it yet.
         doing: What it is at, in its words.
         left: Why it went for good; empty while it has not.
@@ -55,16 +55,18 @@ class Roster:
     Args:
         folder: Where the list is kept.
         count: How many clients the run has.
+        least: The fewest samples that a client may have.
 
     Raises:
         DataError: The list on disk is damaged.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self._path, self.count = folder / FILE, count
+    def __init__(self, folder: Path, count: int, least: int = 1) -> None:
+        self._path, self.count, self._least = folder / FILE, count, least
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._members: dict[str, Member] = {}
+        self._gone: dict[str, str] = {}
         self._fixed = False
         if self._path.is_file():
             self._members = {member.key: member for member in _read(self._path)}
@@ -75,12 +77,16 @@ class Roster:
 
         Args:
             who: The client; its key counts.
-            samples: How many samples it trains on.
+            samples: How many samples it has.
             wish: The number that it would like to have.
 
         Raises:
-            Refused: No place is left, or it has other samples than before.
+            Refused: No place is left, or it has too few samples, or other samples than before.
         """
+        if samples < self._least:
+            raise Refused(
+                f"{who.name} has {'one sample, and none to keep apart' if samples else 'no samples to train on'}"
+            )
         with self._lock:
             known = self._members.get(who.key.hex())
             if known is None:
@@ -94,8 +100,6 @@ class Roster:
             return known
 
     def _new(self, who: Identity, samples: int, wish: int | None) -> Member:
-        if samples < 1:
-            raise Refused(f"{who.name} has no samples to train on")
         free = sorted(set(range(self.count)) - {member.number for member in self._members.values()})
         if not free:
             raise Refused(f"all {self.count} places of this run are taken")
@@ -120,6 +124,7 @@ class Roster:
         with self._lock:
             member.left = reason
             if not self._fixed and self._members.pop(member.key, None) is not None:
+                self._gone[member.key] = reason
                 self._write()
 
     def drop(self, seconds: float) -> list[Member]:
@@ -159,7 +164,8 @@ class Roster:
         with self._lock:
             known = self._members.get(who.key.hex())
             if known is None:
-                raise Refused(f"{who.name} is not registered in this run")
+                why = self._gone.get(who.key.hex())
+                raise Refused(f"{who.name} is not registered in this run" + (f" any more: {why}" if why else ""))
             known.seen = time.monotonic()
             return known
 

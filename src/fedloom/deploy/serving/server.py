@@ -24,6 +24,9 @@ from fedloom.errors import DataError
 MOST_SAMPLES = 1 << 31
 """Of one client."""
 
+UNTOLD = -1
+"""In place of how many clients were said to be there."""
+
 
 class Server:
     """A run as its clients see it.
@@ -57,6 +60,7 @@ class Server:
         self._failed: dict[int, str] = {}
         self._over = False
         self._told: set[int] = set()
+        self._count = UNTOLD
         self.parted: Callable[[bytes], None] = lambda _: None
 
     def members(self) -> list[Member]:
@@ -104,33 +108,39 @@ class Server:
 
         The place of a client that says nothing for ``away`` seconds is free again.
         """
-        last = -1
         with self._changed:
             while True:
                 for gone in self._roster.drop(away):
                     self.parted(bytes.fromhex(gone.key))
                     self._say(f"{gone.title} was not heard of for {away:g} s; its place is free again")
                 fixed, count = self._roster.fix(), self._roster.there()
-                if count != last:
+                if count != self._count:
                     told(self._roster.count if fixed else count)
-                    last = count
+                    self._count = count
                 if fixed:
                     return
                 self._changed.wait(1.0)
 
-    def wait_checked(self, seconds: float) -> dict[int, str]:
+    def wait_checked(self, away: float, deadline: float = float("inf")) -> dict[int, str]:
         """Wait until every client has said whether it can take part; returns why not, by number.
 
-        A client that says nothing for so many ``seconds`` is one that cannot.
+        A client that says nothing for ``away`` seconds, or is not ready after ``deadline`` seconds, is one that cannot.
         """
+        ends = time.monotonic() + deadline
         with self._changed:
             while self._unchecked:
                 for member in self._roster.members():
-                    if member.number in self._unchecked and (member.left or self._roster.silent(member) > seconds):
-                        self._failed[member.number] = member.left or f"it was not heard of for {seconds:g} s"
+                    lost = member.left or self._not_ready(member, away, deadline, ends)
+                    if lost and member.number in self._unchecked:
+                        self._failed[member.number] = lost
                         self._unchecked.discard(member.number)
                 self._changed.wait(0.2)
             return dict(self._failed)
+
+    def _not_ready(self, member: Member, away: float, deadline: float, ends: float) -> str:
+        if self._roster.silent(member) > away:
+            return f"it was not heard of for {away:g} s"
+        return f"it was not ready within {deadline:g} s" if time.monotonic() > ends else ""
 
     def register(self, who: Identity, hello: Hello) -> Welcome:
         """Take a client in; see :class:`~fedloom.deploy.seam.Service`, and so for the methods that follow."""
@@ -233,6 +243,16 @@ class Server:
         if member not in self._roster.members():
             self.parted(who.key)
         self._say(f"{member.title} has left: {member.left}")
+
+    def expel(self, name: str, reason: str) -> None:
+        """Take note that a client was sent away; the transport lets it in no more."""
+        with self._changed:
+            for member in self._roster.members():
+                if member.name == name:
+                    self._roster.leave(member, reason)
+                    self._say(f"{member.title} has left: {reason}")
+            self._count = UNTOLD  # invitations are new
+            self._changed.notify_all()
 
 
 def _tried(facts: Mapping[str, Any]) -> str:

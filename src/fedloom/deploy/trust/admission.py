@@ -104,21 +104,35 @@ class Admission:
         with self._lock:
             return key.hex() in self._members.values() and key.hex() not in self._expelled
 
+    @property
+    def expelled(self) -> int:
+        """How many members were sent away; invitations that are older than the last of them are void."""
+        with self._lock:
+            return len(self._expelled)
+
     def was_expelled(self, key: bytes) -> bool:
         """Say whether a member was sent away for good."""
         with self._lock:
             return key.hex() in self._expelled
 
+    def check(self, name: str) -> None:
+        """Check that there is a member of that name.
+
+        Raises:
+            UsageError: There is none.
+        """
+        if name not in self._members:
+            raise UsageError(f"there is no client '{name}' (known: {', '.join(self._members) or 'none'})")
+
     def expel(self, name: str) -> None:
-        """Send a member away for good; its name stays taken.
+        """Send a member away for good; its name stays taken, and invitations that are out are void: it knows one.
 
         Raises:
             UsageError: There is no such member.
         """
         with self._lock:
-            if name not in self._members:
-                raise UsageError(f"there is no client '{name}' (known: {', '.join(self._members) or 'none'})")
-            self._save(self._members, self._open, self._expelled | {self._members[name]})
+            self.check(name)
+            self._save(self._members, {}, self._expelled | {self._members[name]}, {})
 
     def _save(
         self, members: dict[str, str], tokens: dict[str, int], expelled: set[str], used: dict[str, str] | None = None

@@ -42,8 +42,11 @@ def authority(path: Path) -> bytes:
     return data
 
 
-def check(key_path: Path, key: bytes, chain_path: Path, chain: bytes) -> None:
+def names(key_path: Path, key: bytes, chain_path: Path, chain: bytes) -> list[str]:
     """Check that a private key and a certificate chain belong together, and can be used now.
+
+    Returns:
+        What the certificate is for: names and addresses.
 
     Raises:
         DataError: They cannot.
@@ -79,6 +82,11 @@ def check(key_path: Path, key: bytes, chain_path: Path, chain: bytes) -> None:
             f"{chain_path}: valid from {first} to {last}, and today is {now:%Y-%m-%d}: get a new certificate",
             file=str(chain_path),
         )
+    try:
+        known = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return []
+    return [*known.get_values_for_type(x509.DNSName), *map(str, known.get_values_for_type(x509.IPAddress))]
 
 
 def untrusted(invitation: Invitation, said: str) -> str:

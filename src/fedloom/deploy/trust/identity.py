@@ -66,9 +66,14 @@ def signed(public: bytes, context: bytes, data: bytes, signature: bytes) -> bool
     return len(public) == KEY and len(signature) == SIGNATURE and primitives.sealed(public, context, data, signature)
 
 
-def context_of(pin: str) -> bytes:
-    """Return what signatures are bound to: the server that they are meant for, so that no other can pass them on."""
-    return hashlib.sha256(b"fedloom network 1\n" + pin.encode()).digest()
+def context_of(pin: str, host: str = "") -> bytes:
+    """Return what signatures are bound to: the server that they are meant for, so that no other can pass them on.
+
+    Args:
+        pin: Its fingerprint, or what stands in its place.
+        host: Its name in its certificate, where it has no fingerprint of its own.
+    """
+    return hashlib.sha256(b"\n".join((b"fedloom network 1", pin.encode(), host.casefold().encode()))).digest()
 
 
 def check_installed() -> None:

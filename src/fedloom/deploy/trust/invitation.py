@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from fedloom.addresses import is_loopback, joined
+from fedloom.deploy.trust.identity import context_of
 from fedloom.errors import UsageError
 
 TOKEN = 16
@@ -58,6 +59,11 @@ class Invitation:
     def address(self) -> str:
         """``host:port``, with brackets around an IPv6 address."""
         return joined(self.host, self.port)
+
+    @property
+    def context(self) -> bytes:
+        """What a client's signatures are bound to."""
+        return context_of(self.pin, self.host if self.pin == PUBLIC else "")
 
     def text(self) -> str:
         """Return the text to hand out.

@@ -6,7 +6,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fedloom.deploy.protocol.messages import Open, Opened, decode
@@ -29,6 +29,7 @@ class Session:
     """A client that has proven who it is."""
 
     who: Identity
+    context: bytes
     numbers: Numbers = field(default_factory=Numbers)
     seen: float = 0.0
 
@@ -38,7 +39,8 @@ class Sessions:
 
     Args:
         admission: Who may be.
-        context: What signatures are bound to, see :func:`fedloom.deploy.trust.identity.context_of`.
+        contexts: What signatures may be bound to, see :func:`fedloom.deploy.trust.identity.context_of`; one for each of the
+            server's names.
         clock: Returns seconds.
         most: So many sessions and challenges are remembered; the one that was quiet longest is forgotten first.
         idle: A session is forgotten after so many seconds without a call.
@@ -48,13 +50,13 @@ class Sessions:
     def __init__(
         self,
         admission: Admission,
-        context: bytes,
+        contexts: Sequence[bytes],
         clock: Callable[[], float] = time.monotonic,
         most: int = 4096,
         idle: float = 3600.0,
         patience: float = 60.0,
     ) -> None:
-        self._admission, self._context, self._clock = admission, context, clock
+        self._admission, self._contexts, self._clock = admission, tuple(contexts), clock
         self._most, self._idle, self._patience = most, idle, patience
         self._challenges: OrderedDict[bytes, float] = OrderedDict()
         self._sessions: OrderedDict[bytes, Session] = OrderedDict()
@@ -81,12 +83,13 @@ class Sessions:
             made = self._challenges.pop(message.challenge, None)
         if made is None or self._clock() - made > self._patience:
             raise Refused("the challenge is unknown, was used before or is too old: join again")
-        if not signed(message.key, self._context, data[:-SIGNATURE], data[-SIGNATURE:]):
+        bound = [one for one in self._contexts if signed(message.key, one, data[:-SIGNATURE], data[-SIGNATURE:])]
+        if not bound:
             raise Refused("the signature is wrong: whoever calls does not have the key that it shows")
         name = self._admission.admit(message.key, message.name, message.token)
         session = secrets.token_bytes(SESSION)
         with self._lock:
-            self._sessions[session] = Session(Identity(name, message.key, address), seen=self._clock())
+            self._sessions[session] = Session(Identity(name, message.key, address), bound[0], seen=self._clock())
             while len(self._sessions) > self._most:
                 self._sessions.popitem(last=False)
         return Opened(session, name)
@@ -105,7 +108,7 @@ class Sessions:
                 session = None
         if session is None:
             raise Unknown("the session is unknown: open another one")
-        if head.method not in methods or not head.is_of(session.who.key, self._context, signature):
+        if head.method not in methods or not head.is_of(session.who.key, session.context, signature):
             raise Refused("the signature of a call is wrong")
         if not self._admission.is_member(session.who.key):
             if self._admission.was_expelled(session.who.key):

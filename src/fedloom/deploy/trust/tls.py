@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from fedloom.deploy.seam import Refused, Unreachable
 from fedloom.deploy.trust import given, secret_files
-from fedloom.deploy.trust.identity import check_installed
+from fedloom.deploy.trust.identity import check_installed, context_of
 from fedloom.deploy.trust.invitation import PUBLIC
 from fedloom.errors import DataError
 
@@ -43,11 +43,18 @@ class Certificates:
         key: Its private key, PEM.
         chain: Its certificate, and those that lead to the authority, PEM.
         pin: The fingerprint of the authority, in hex; :data:`PUBLIC` where the client's system knows it.
+        names: What clients may call the server, where the fingerprint does not say which server it is.
     """
 
     key: bytes = field(repr=False)
     chain: bytes
     pin: str
+    names: tuple[str, ...] = ()
+
+    @property
+    def contexts(self) -> list[bytes]:
+        """What clients' signatures may be bound to."""
+        return [context_of(self.pin, name) for name in self.names or ("",)]
 
     @classmethod
     def own(cls, folder: str | Path) -> Self:
@@ -74,16 +81,21 @@ class Certificates:
         return cls(_key_pem(server[0]), _certificate_pem(server[1]), fingerprint(_der(authority)))
 
     @classmethod
-    def given(cls, key: str | Path, chain: str | Path) -> Self:
+    def given(cls, key: str | Path, chain: str | Path, name: str) -> Self:
         """Return certificates that a public authority, or the organisation's own, has issued.
+
+        Args:
+            key: The file of the private key, PEM.
+            chain: The file of the certificates, PEM.
+            name: What invitations call the server; it may be another one of those that a wildcard stands for.
 
         Raises:
             DataError: A file is missing or damaged, the key is another's or encrypted, or the certificate is not valid now.
         """
         check_installed()
         parts = [given.read(path) for path in (Path(key), Path(chain))]
-        given.check(Path(key), parts[0], Path(chain), parts[1])
-        return cls(parts[0], parts[1], PUBLIC)
+        names = given.names(Path(key), parts[0], Path(chain), parts[1])
+        return cls(parts[0], parts[1], PUBLIC, (name, *names))
 
 
 def fingerprint(der: bytes) -> str:
