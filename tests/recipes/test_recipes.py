@@ -164,7 +164,7 @@ def test_a_short_version_learns_and_skew_makes_it_harder(tmp_path):
     found = {}
     for skew in ("iid", "shards"):
         path = ROOT / "recipes" / f"mcmahan-2nn-{skew}-10.toml"
-        made = simulate(path, rounds=8, plan="loop", threads=1, out=tmp_path / skew, progress=False)
+        made = simulate(path, rounds=4, plan="loop", threads=1, out=tmp_path / skew, progress=False)
         found[skew] = [record.accuracy for record in made.records]
-    assert found["iid"][-1] >= 0.93
+    assert found["iid"][-1] >= 0.9
     assert 0.5 <= max(found["shards"]) < found["iid"][-1] - 0.05

@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import killable_run
 import pytest
 import torch
 
@@ -132,117 +132,56 @@ def test_no_checkpoint_or_none_that_is_whole(tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(tmp_path):
-    resource = pytest.importorskip("resource")
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, full_disk):
     store = fill(tmp_path, range(1, 4))
     store.commit({1: {"control": torch.full((3,), 40.0)}})
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    try:
-        with pytest.raises(StorageError, match="cannot write"):
-            checkpoint.save(tmp_path, snapshot(4), store)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(64), pytest.raises(StorageError, match="cannot write"):
+        checkpoint.save(tmp_path, snapshot(4), store)
     assert kept(store) == {0: 3.0, 1: 40.0, 2: 2.0}
     checkpoint.save(tmp_path, snapshot(4), store)  # there is space again
     assert kept(checkpoint.load(tmp_path)[1]) == {0: 3.0, 1: 40.0, 2: 2.0}
     assert checkpoint.numbers(tmp_path) == [3, 4]
 
 
-def test_after_a_full_disk_the_checkpoint_before_still_has_its_states(tmp_path):
-    resource = pytest.importorskip("resource")
+def test_after_a_full_disk_the_checkpoint_before_still_has_its_states(tmp_path, full_disk):
     store = fill(tmp_path, range(1, 4))
     store.commit({1: {"control": torch.full((3,), 40.0)}})
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    try:
-        with pytest.raises(StorageError):
-            checkpoint.save(tmp_path, snapshot(4), store)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with full_disk(64), pytest.raises(StorageError):
+        checkpoint.save(tmp_path, snapshot(4), store)
     found, store = checkpoint.load(tmp_path)
     assert found.round == 3
     assert kept(store) == {0: 3.0, 1: 1.0, 2: 2.0}
 
 
-SCRIPT = """
-    import sys, numpy as np, torch
-    from pathlib import Path
-    from fedloom import algorithms, checkpoint, engines, rng, rounds
-    from fedloom.clients import ClientSide, Population
-    from fedloom.data import load_pair
-    from fedloom.metrics import Counts
-    from fedloom.models import io
-    from fedloom.schedule import Call
-    from fedloom.training.local import LocalConfig
-    from fedloom.training.shard import Shard
+def start(folder):
+    return subprocess.Popen([sys.executable, killable_run.__file__, str(folder)], stdout=subprocess.PIPE, text=True)
 
-    class Some:
-        clock = 0.0
-        def call(self, number, load):
-            self.clock += 0.1
-            chosen = rng.stream(0, "cohort", number).choice(8, 3, replace=False)
-            return Call(tuple(int(c) for c in chosen), (number,) * 3, asked=3, clock=self.clock)
-        def replace(self, number, attempt, count, load):
-            return Call((), ())
-        def oldest(self):
-            return None
-        def state(self):
-            return {"clock": self.clock}
-        def resume(self, state):
-            self.clock = state["clock"]
 
+def end(folder):
+    """Carry out the rest of a run in this process."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    folder, last = Path(sys.argv[1]), 24
-    data = load_pair("digits")[0]
-    model, config = io.create("mlp", data, 0), LocalConfig(epochs=1, lr=0.1)
-    algorithm = algorithms.make("scaffold", algorithms.Setting(model, config, 8))
-    side = ClientSide(model, Population(Shard.of(data, model), np.array_split(np.arange(480), 8)), algorithm, config)
-    if checkpoint.numbers(folder):
-        snapshot, store = checkpoint.load(folder)
-    else:
-        store = checkpoint.begin(folder, keeps=True)
-        snapshot = rounds.begin(algorithm, model.vector())
-    federation = rounds.Federation(algorithm, engines.in_process(side, 1), Some(), lambda *_: None, store=store)
-    print("from", snapshot.round, flush=True)
-    for record, snapshot in rounds.run(federation, snapshot, last):
-        print(record.round, record.clock.hex(), flush=True)
-        if record.round % 3 == 0:
-            checkpoint.save(folder, snapshot, store)
-    kept = store.read(range(8))
-    torch.save([dict(snapshot.state), {c: dict(k) for c, k in kept.items()}], folder / "end.pt")
-"""
-
-
-def start(script, folder):
-    return subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True)
-
-
-def end(script, folder):
-    with start(script, folder) as run:
-        text, _ = run.communicate(timeout=60)
-    assert run.returncode == 0
+    try:
+        text = list(killable_run.lines(folder))
+    finally:
+        torch.set_num_threads(threads)
     return text, torch.load(folder / "end.pt", weights_only=True)
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    text, whole = end(script, tmp_path / "whole")
+    text, whole = end(tmp_path / "whole")
     for stop, pause in [(2, 0.0), (12, 0.004), (19, 0.01)]:
-        with start(script, tmp_path / "killed") as run:
+        with start(tmp_path / "killed") as run:
             for line in run.stdout:
                 if line.startswith(f"{stop} "):
                     time.sleep(pause)  # somewhere in the round, or in its checkpoint
                     run.kill()
                     break
         assert run.returncode == -signal.SIGKILL
-    resumed, state = end(script, tmp_path / "killed")
-    first = int(resumed.split()[1])
+    resumed, state = end(tmp_path / "killed")
+    first = int(resumed[0].removeprefix("from "))
     assert first in (15, 18, 21)
-    assert resumed.splitlines()[1:] == text.splitlines()[first + 1 :]
+    assert resumed[1:] == text[first + 1 :]
     for a, b in zip(state, whole, strict=True):
         assert a.keys() == b.keys()
     assert all(torch.equal(state[0][k], whole[0][k]) for k in whole[0])

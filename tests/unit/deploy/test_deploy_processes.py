@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from forked import Forked
 from processes import SERVE, prepared
 
 pytest.importorskip("grpc")
@@ -35,8 +36,9 @@ def test_two_processes_give_the_bits_of_the_simulation_through_kills_of_a_client
     assert "over: the run is over" in clients[0].text()
 
 
+@pytest.mark.parametrize("process", [Forked], ids=["forked"])
 def test_secure_sums_of_processes_have_the_bits_of_the_simulation_through_a_kill_of_the_server(
-    tmp_path, tools, started
+    tmp_path, tools, process, started
 ):
     there = prepared(tmp_path, tools, secure_aggregation="protocol", clients=3, rounds=4)
     server = started("server", *SERVE, "--away", "30")

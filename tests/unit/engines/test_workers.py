@@ -62,9 +62,18 @@ def gone(pids, seconds=10):
 
 
 @pytest.fixture(scope="module")
-def two(world):
-    with Workers(world.recipe, world.population, 2) as engine:
-        yield engine
+def two(world, order):
+    """Two workers. That closing ends them is seen when all tests with them are over: each start takes seconds."""
+    engine = Workers(world.recipe, world.population, 2)
+    yield engine
+    pids = [hand.process.pid for hand in engine._hands]
+    assert len(pids) == 2
+    assert all(map(alive, pids))
+    engine.close()
+    engine.close()
+    assert gone(pids, 0)
+    with pytest.raises(UsageError, match="closed"):
+        list(engine(order))
 
 
 def test_the_same_bits_here_and_on_one_and_two_workers(world, two, final):
@@ -197,29 +206,19 @@ def test_a_model_that_cannot_be_made_is_told_once(foreign, tmp_path):
         list(engine(order_for(model, 0)))
 
 
-def test_closing_ends_the_processes(world, order):
-    engine = Workers(world.recipe, world.population, 2)
-    pids = [hand.process.pid for hand in engine._hands]
-    assert all(map(alive, pids))
-    engine.close()
-    engine.close()
-    assert gone(pids, 0)
-    with pytest.raises(UsageError, match="closed"):
-        list(engine(order))
-
-
 SCRIPT = """
     import signal, sys, numpy as np
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts the tests in the background ignores it
     from fedloom.clients import Order, Population
     from fedloom.algorithms.base import Broadcast
-    from fedloom.data import load_pair
+    from fedloom.data.dataset import Dataset
     from fedloom.engines.recipe import Blueprint, Recipe
     from fedloom.engines.workers import Workers
     from fedloom.models import io
     from fedloom.training.local import LocalConfig
     from fedloom.training.shard import Shard
-    data = load_pair("digits")[0]
+    chance = np.random.default_rng(0)
+    data = Dataset.of(chance.random((400, 64)), chance.integers(0, 10, 400), high=None)
     model = io.create("mlp", data, 0)
     population = Population(Shard.of(data, model), np.array_split(np.arange(400), 4))
     engine = Workers(Recipe(Blueprint.of(model), "fedavg", {}, LocalConfig(epochs=1), 4), population, 1)

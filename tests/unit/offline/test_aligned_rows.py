@@ -26,8 +26,13 @@ def rows(made):
 
 
 @pytest.fixture(scope="module")
-def apart(trained):
-    return run(trained.different)
+def written(tmp_path_factory):
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(scope="module")
+def apart(trained, written):
+    return run(trained.different, out=written)
 
 
 def test_aligned_merges_stand_in_the_table_above_the_plain_ones(apart):
@@ -79,10 +84,9 @@ def test_the_two_members_are_those_with_the_deepest_valley(trained):
     assert "carmen" in (made.lines[0].first, made.lines[0].second)
 
 
-def test_it_survives_the_disk_and_is_on_the_page(trained, tmp_path):
-    made = run(trained.different, out=tmp_path / "c")
-    assert Comparison.load(tmp_path / "c") == made
-    page = (tmp_path / "c" / "report.html").read_text(encoding="utf-8")
+def test_it_survives_the_disk_and_is_on_the_page(apart, written):
+    assert Comparison.load(written) == apart
+    page = (written / "report.html").read_text(encoding="utf-8")
     assert "Between two members" in page
     assert "k-aligned" in page
 
@@ -176,8 +180,7 @@ def test_members_of_different_width_are_merged_and_the_plain_methods_refused(tra
     assert max(row.counts.accuracy for row in made.of_kind("aligned")) > 0.7
 
 
-def test_the_test_set_does_not_choose(trained):
-    half = X.take(np.arange(0, len(X), 2))
-    one, two = (compare(trained.different, data, methods=["fedavg"], out=None, progress=False) for data in (X, half))
-    chosen = [[row.name for row in made.rows if "takes" in row.note] for made in (one, two)]
+def test_the_test_set_does_not_choose(apart, trained):
+    half = compare(trained.different, X.take(np.arange(0, len(X), 2)), methods=["fedavg"], out=None, progress=False)
+    chosen = [[row.name for row in made.rows if "takes" in row.note] for made in (apart, half)]
     assert chosen[0] == chosen[1]

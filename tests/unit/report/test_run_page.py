@@ -32,17 +32,22 @@ def titles(folder):
     return [finding.title for finding in explain(read_run(folder))]
 
 
-@pytest.fixture
-def whole(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run with something for every section. Not to be changed."""
     failures = [("7", "diverged"), ("8", "dropped"), ("9", "late"), ("3", "surplus")]
     events = rising(failures=failures)
     events[5:5] = [clients_event(3, 0.7), clients_event(3, 0.9, personal=True)]
-    return write_run(tmp_path / "run", events)
+    return write_run(tmp_path_factory.mktemp("runs") / "run", events)
 
 
-def test_a_whole_run_has_every_section(whole):
-    page = Page(shown(whole))
-    assert page.headings == [
+@pytest.fixture(scope="module")
+def page_of_whole(whole):
+    return shown(whole)
+
+
+def test_a_whole_run_has_every_section(page_of_whole):
+    assert Page(page_of_whole).headings == [
         "What happened",
         "Accuracy and loss, round by round",
         "What the accuracy cost",
@@ -55,8 +60,8 @@ def test_a_whole_run_has_every_section(whole):
     ]
 
 
-def test_the_page_needs_nothing_but_itself_and_says_the_same_twice(whole):
-    first = shown(whole)
+def test_the_page_needs_nothing_but_itself_and_says_the_same_twice(whole, page_of_whole):
+    first = page_of_whole
     read = Page(first)
     assert all(address.startswith("#") for address in read.addresses)
     assert "http" not in first.replace("http-equiv", "")
@@ -66,17 +71,16 @@ def test_the_page_needs_nothing_but_itself_and_says_the_same_twice(whole):
     assert shown(whole) == first
 
 
-def test_the_figures_are_those_of_the_log(whole):
+def test_the_figures_are_those_of_the_log(whole, page_of_whole):
     run = read_run(whole)
     assert run.traffic[-1] == 10 * (8000 + 4000)
     assert run.clock == 100.0
     assert run.seconds == 3.0
     assert run.reached.round == next(r.round for r in run.rounds if r.accuracy >= 0.9)
     assert [s.personal for s in run.spreads] == [False, True]
-    page = shown(whole)
-    assert "120 kB" in page
-    assert "1 min 40 s" in page
-    assert "the model has no convolution" in page
+    assert "120 kB" in page_of_whole
+    assert "1 min 40 s" in page_of_whole
+    assert "the model has no convolution" in page_of_whole
 
 
 def test_the_headline_says_what_was_reached_and_spent(tmp_path):
