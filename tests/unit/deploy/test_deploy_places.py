@@ -59,7 +59,7 @@ def test_invitations_that_somebody_knows_who_was_sent_away_are_void(tmp_path):
     with pytest.raises(Refused, match="ask for a new one"):
         admission.admit(TOM, "tom", token)
     assert admission.admit(TOM, "tom", admission.invite()) == "tom"
-    assert admission.expelled == Admission(tmp_path / "a.json").expelled == 1
+    assert admission.expelled == Admission(tmp_path / "a.json").expelled == ["ana"]
 
 
 def test_what_was_asked_for_is_done_at_once_or_when_the_server_starts_again(tmp_path):
@@ -80,7 +80,12 @@ def test_what_was_asked_for_is_done_at_once_or_when_the_server_starts_again(tmp_
             time.sleep(0.01)
     assert [name for name, _ in gone] == ["ana", "lea"]
     assert not list((secrets / expulsion.ASKED).iterdir())
-    assert Admission(path).expelled == 2
+    assert Admission(path).expelled == ["ana", "lea"]
+    with expulsion.heard(secrets, Admission(path), lambda name, _: gone.append((name, "before"))):
+        assert gone[2:] == [
+            ("ana", "before"),
+            ("lea", "before"),
+        ]  # a server that was started again does not wait for them
 
 
 def test_a_silent_client_loses_its_place_until_the_list_is_fixed(tmp_path):

@@ -42,7 +42,7 @@ def ask(folder: Path, admission: Path, name: str) -> None:
 
 @contextmanager
 def heard(folder: Path, admission: Admission, leave: Callable[[str, str], None]) -> Iterator[None]:
-    """Do what was asked for while the block runs, and before it.
+    """Do what was asked for, now and while the block runs; who was sent away before is gone from the beginning.
 
     Args:
         folder: As for :func:`ask`.
@@ -64,6 +64,8 @@ def heard(folder: Path, admission: Admission, leave: Callable[[str, str], None])
             with suppress(StorageError, DataError, OSError):  # it is asked for until it is done
                 look()
 
+    for name in admission.expelled:
+        leave(name, REASON)
     look()
     thread = threading.Thread(target=go, name="fedloom-expulsion", daemon=True)
     thread.start()

@@ -105,10 +105,10 @@ class Admission:
             return key.hex() in self._members.values() and key.hex() not in self._expelled
 
     @property
-    def expelled(self) -> int:
-        """How many members were sent away; invitations that are older than the last of them are void."""
+    def expelled(self) -> list[str]:
+        """Who was sent away; invitations that are older than the last of them are void."""
         with self._lock:
-            return len(self._expelled)
+            return [name for name, key in self._members.items() if key in self._expelled]
 
     def was_expelled(self, key: bytes) -> bool:
         """Say whether a member was sent away for good."""
