@@ -7,6 +7,7 @@ import hashlib
 import socket
 import ssl
 import threading
+import time
 
 import pytest
 
@@ -110,18 +111,31 @@ def test_the_first_bytes_decide_and_none_is_lost(front, parts, answer):
 
 
 def test_much_goes_both_ways_while_nobody_reads(front):
-    data = b"PRI * HTTP/2.0" + b"abcdefgh" * (5 << 20)
+    first, block, sent, enough = b"PRI * HTTP/2.0", b"abcdefgh" * (1 << 17), [], threading.Event()
+
+    def send(sock: socket.socket) -> None:
+        sock.sendall(first)
+        while not enough.is_set():
+            sock.sendall(block)
+            sent.append(block)
+        sock.shutdown(socket.SHUT_WR)
+
     with call(front) as sock:
-        sender = threading.Thread(target=lambda: (sock.sendall(data), sock.shutdown(socket.SHUT_WR)))
+        sender = threading.Thread(target=send, args=(sock,))
         sender.start()
-        threading.Event().wait(0.2)  # all on the way is full by now, and has to wait
-        assert sender.is_alive()
+        before = -1
+        while len(sent) > before:  # until all on the way is full, and has to wait
+            before = len(sent)
+            time.sleep(0.5)
+        assert len(sent) < 400  # megabytes: buffers of the system, and nothing of ours
         with call(front) as other:  # others go on
             other.sendall(b"GET /")
             other.shutdown(socket.SHUT_WR)
             assert rest(other) == b"web:GET /!"
+        enough.set()
         found = rest(sock)
         sender.join(TIME)
+    data = b"".join((first, *sent))
     assert hashlib.sha256(found).digest() == hashlib.sha256(b"clients:" + data.upper() + b"!").digest()
 
 
