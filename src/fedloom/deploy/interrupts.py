@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 SLICE = 0.2
-"""Seconds after which a signal is noticed while a condition waits."""
+"""The main thread waits for so many seconds at once, and notices signals in between."""
 
 
 class _Main:
@@ -93,19 +92,18 @@ class Condition(threading.Condition):
         _MAIN.let_go()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until notified, for so many seconds at most.
+        """Wait until notified, for so many seconds at most; in the main thread for :data:`SLICE` of them.
+
+        Whoever waits looks again at what it waits for, and waits again: what was notified between two slices is not lost so.
 
         Raises:
             KeyboardInterrupt: A signal came meanwhile.
         """
         if not _here():
             return super().wait(timeout)
-        ends = time.monotonic() + (float("inf") if timeout is None else timeout)
-        while True:
-            found = super().wait(max(0.0, min(SLICE, ends - time.monotonic())))
-            _MAIN.give_way()
-            if found or time.monotonic() >= ends:
-                return found
+        found = super().wait(SLICE if timeout is None else min(SLICE, timeout))
+        _MAIN.give_way()
+        return found
 
 
 def _here() -> bool:

@@ -15,9 +15,9 @@ def stopping() -> Iterator[Callable[[], bool]]:
     """Catch Ctrl-C while the block runs.
 
     Yields:
-        What says whether it was pressed. In a thread of its own, Ctrl-C stays what it is.
+        What says whether it was pressed. In a thread of its own, and in a process that ignores it, Ctrl-C stays what it is.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield lambda: False
         return
     pressed = False

@@ -86,6 +86,11 @@ def task(made, number: int = 1, attempt: int = 0, **more) -> Task:
         ("training", "epochs", "1 \u202e"),
         ("run", "rounds", [1]),
         ("training", "lr", "0.1"),
+        ("training", "lr", math.inf),
+        ("run", "rounds", 10**300),
+        ("evaluation", "clients_every", math.inf),
+        ("evaluation", "clients_every", 0.5),
+        ("data", "holdout", math.nan),
     ],
 )
 def test_a_server_cannot_draw_on_what_a_person_reads_before_agreeing(run, table, key, value):
@@ -135,6 +140,7 @@ def test_a_model_of_the_zoo_is_the_one_of_that_name(run):
     [
         ("algorithm", "name", "fedavg"),
         ("algorithm", "mu", 0.2),
+        ("run", "seed", 7),
         *(("training", key, value) for key, value in [("lr", 1.0), ("momentum", 0.5), ("weight_decay", 0.1)]),
         *(("training", key, value) for key, value in [("schedule", "constant"), ("optimizer", "adam"), ("epochs", 9)]),
     ],
@@ -144,6 +150,19 @@ def test_training_that_was_not_agreed_to_is_refused(run, table, key, value):
     Agreement.of(made, 20).hold(Experiment.read(made))
     with pytest.raises(UsageError, match="something else"):
         Agreement.of(with_table(made, table, key, value), 20).hold(Experiment.read(made))
+
+
+def test_a_client_that_has_answered_stays_the_number_that_it_was(run, tmp_path):
+    made = run(privacy="local", clip=1.0, noise=1.0)
+    for number in (1, 0):  # nothing was answered, and before a run begins places may change
+        own = Side.make(
+            Experiment.read(made.welcome), 0, made.data, Memory.of(tmp_path, "run-1", number), lambda _: None
+        )
+    assert not own.answer(task(made)).failure
+    assert Memory.of(tmp_path, "run-1", 0).folder == own.memory.folder
+    Memory.of(tmp_path, "run-2", 1)
+    with pytest.raises(UsageError, match="calls this client number 1, and it was number 0"):
+        Memory.of(tmp_path, "run-1", 1)
 
 
 def test_how_it_is_trained_is_shown(run):

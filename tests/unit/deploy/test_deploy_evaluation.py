@@ -143,6 +143,20 @@ def test_a_client_that_is_killed_in_an_evaluation_is_left_out(world, tools, monk
     assert any("round 1: evaluated on 1 of 2 clients (client_1 (c1) was not heard of" in text for text in made.said)
 
 
+def test_an_evaluation_that_nobody_answers_holds_up_nothing(world, tools, monkeypatch):
+    monkeypatch.setattr("fedloom.deploy.serving.host.GOODBYE", 0.1)
+    made = world(holdout=0.2, clients=2, rounds=1)
+
+    def die(_):
+        raise tools.gone
+
+    made.start(altered(made.client(0), lambda u: replace(u, facts={}, failure="dropped", reason="no")), "c0")
+    made.start(altered(made.client(1), die), "c1")
+    run = made.serve(Patience(deadline=30.0, away=0.5))
+    assert run.records[0].clients == 2
+    assert run.clients == ()
+
+
 def test_a_client_that_comes_back_has_its_own_model(world, tools, tmp_path):
     made = world(holdout=0.2, algorithm="ditto", rounds=2)
     there = simulate(made.config, out=tmp_path / "there", progress=False)

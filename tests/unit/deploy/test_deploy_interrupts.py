@@ -73,6 +73,25 @@ def test_a_condition_in_the_main_thread_is_still_a_condition():
         assert changed.wait()
 
 
+def test_what_is_notified_between_two_slices_is_noticed():
+    changed, told, over = Condition(), [], threading.Event()
+
+    def busy():
+        while not over.is_set():
+            with changed:  # so long that slices end meanwhile
+                time.sleep(0.25)
+                told.append(1)
+                changed.notify_all()
+
+    thread, began = threading.Thread(target=busy), time.monotonic()
+    thread.start()
+    with changed:
+        assert changed.wait_for(lambda: told, 30)
+    over.set()
+    thread.join()
+    assert time.monotonic() - began < 15
+
+
 def test_a_signal_at_any_step_leaves_no_lock_taken():
     changed, ends = Condition(), time.monotonic() + 1.0
     with stoppable():

@@ -15,7 +15,7 @@ from fedloom.deploy.trust.admission import Admission
 from fedloom.deploy.trust.locking import alone
 from fedloom.errors import DataError, StorageError, UsageError
 
-ANA, LEA, TOM = (bytes([n]) * 32 for n in (1, 2, 3))
+ANA, LEA, TOM, BEA = (bytes([n]) * 32 for n in (1, 2, 3, 4))
 
 
 def test_an_invitation_that_is_given_back_can_be_used_once_more(tmp_path):
@@ -60,6 +60,9 @@ def test_invitations_that_somebody_knows_who_was_sent_away_are_void(tmp_path):
         admission.admit(TOM, "tom", token)
     assert admission.admit(TOM, "tom", admission.invite()) == "tom"
     assert admission.expelled == Admission(tmp_path / "a.json").expelled == ["ana"]
+    newer = admission.invite()
+    admission.expel("ana")  # once more: those who have the newer one need not care
+    assert admission.admit(BEA, "bea", newer) == "bea"
 
 
 def test_what_was_asked_for_is_done_at_once_or_when_the_server_starts_again(tmp_path):
@@ -72,6 +75,8 @@ def test_what_was_asked_for_is_done_at_once_or_when_the_server_starts_again(tmp_
     with pytest.raises(UsageError, match=r"no client 'tom' \(known: ana, lea"):
         expulsion.ask(secrets, path, "tom")
     expulsion.ask(secrets, path, "ana")
+    (secrets / expulsion.ASKED / ".fedloom-1.json").write_text('{"na')  # somebody's 'fedloom expel' was killed
+    (secrets / expulsion.ASKED / "0.json").write_text("[]")
     with expulsion.heard(secrets, admission, lambda name, why: gone.append((name, why))):
         assert gone == [("ana", "it was sent away by the server")]
         expulsion.ask(secrets, path, "lea")
@@ -79,13 +84,25 @@ def test_what_was_asked_for_is_done_at_once_or_when_the_server_starts_again(tmp_
         while len(gone) < 2 and time.monotonic() < ends:
             time.sleep(0.01)
     assert [name for name, _ in gone] == ["ana", "lea"]
-    assert not list((secrets / expulsion.ASKED).iterdir())
+    assert {path.name for path in (secrets / expulsion.ASKED).iterdir()} == {".fedloom-1.json", "0.json"}
     assert Admission(path).expelled == ["ana", "lea"]
     with expulsion.heard(secrets, Admission(path), lambda name, _: gone.append((name, "before"))):
         assert gone[2:] == [
             ("ana", "before"),
             ("lea", "before"),
         ]  # a server that was started again does not wait for them
+
+
+def test_nothing_of_a_client_that_was_sent_away_counts_any_more(tmp_path):
+    roster, who = Roster(tmp_path, 1), Identity("ana", ANA)
+    ana = roster.admit(who, 10)
+    assert roster.find(who) is ana
+    roster.fix(begun=True)
+    roster.expel(ana, "it was sent away")
+    assert ana.left == "it was sent away"
+    for call in (lambda: roster.find(who), lambda: roster.admit(who, 10)):
+        with pytest.raises(Refused, match="any more: it was sent away"):
+            call()
 
 
 def test_a_silent_client_loses_its_place_until_the_list_is_fixed(tmp_path):

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from loopback import BIG
+from loopback import BIG, Desk
 
+from fedloom.deploy.carrier.transport_grpc import connect, listen
 from fedloom.deploy.protocol.messages import Upload
+from fedloom.deploy.seam import Refused, Unreachable
+from fedloom.deploy.trust.admission import Admission
+from fedloom.deploy.trust.identity import Keys
 from fedloom.deploy.trust.invitation import Invitation
 
 
@@ -65,6 +69,24 @@ def test_an_upload_that_is_cut_goes_on_where_it_was(net):
         assert cutter.cut_at == float("inf")
         assert size < cutter.up < size * 1.5 + (1 << 20)  # and not 1.4 or 1.8 times it and more
     assert len(net.desk.uploads) == 2
+
+
+def test_a_large_upload_waits_for_a_server_that_has_just_begun(tmp_path):
+    """It does not know yet how large updates are; clients that come back to it need not go."""
+    desk, sizes, update = Desk(), [0], Upload(1, delta=BIG)
+    listener = listen(desk, Admission(tmp_path / "clients.json"), largest=lambda: sizes[0])
+    channel = connect(listener.invite("127.0.0.1"), Keys.make(), "ana")
+    try:
+        with pytest.raises(Unreachable, match="no round is open yet"):
+            channel.upload(update)
+        threading.Timer(0.5, lambda: sizes.append(sizes.pop() + 4 * BIG.numel() + 1000)).start()
+        assert channel.upload(update).accepted
+        sizes[0] = 1 << 21
+        with pytest.raises(Refused, match="bytes; this server takes 2097152 at most"):
+            channel.upload(Upload(2, delta=BIG))
+    finally:
+        channel.close()
+        listener.stop(0.0)
 
 
 BOUNDED = """

@@ -17,6 +17,9 @@ M = TypeVar("M", bound=Message)
 MOST = 1 << 34
 """The largest message that a client takes from its server, in bytes."""
 
+LEAST = 1 << 12
+"""The smallest piece that it sends an upload in, whatever the server says, in bytes."""
+
 
 def room(length: int) -> memoryview:
     """Return room for a message; it takes no memory until it is written to, whatever length was announced.
@@ -58,4 +61,4 @@ def number(data: bytes) -> int:
 def piece(call: Any, most: int) -> int:
     """Wait until the server says that an upload may come; returns the size of its pieces, in bytes, ``most`` at the most."""
     said = dict(call.initial_metadata() or ()).get(PIECE, "")
-    return min(most, int(said)) if said.isdecimal() and int(said) else most
+    return min(most, max(LEAST, int(said))) if said.isdecimal() and len(said) < 10 else most

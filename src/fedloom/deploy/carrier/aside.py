@@ -11,6 +11,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NoReturn, TypeVar
 
+from fedloom.deploy.interrupts import held
 from fedloom.deploy.protocol.messages import Hello, Receipt, Task, Upload, Welcome
 from fedloom.deploy.seam import Channel
 
@@ -65,7 +66,8 @@ def aside(call: Callable[[], T]) -> T:
         else:
             ended.put(lambda: found)
 
-    threading.Thread(target=make, name="fedloom-call", daemon=True).start()
+    with held():
+        threading.Thread(target=make, name="fedloom-call", daemon=True).start()
     return _outcome(ended)()
 
 

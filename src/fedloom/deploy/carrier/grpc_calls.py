@@ -153,13 +153,21 @@ class Calls:
         with self._answering("upload", context) as row:
             head, signature, rest = Head.read(self._gate.first(requests, context, self._address(context)))
             who = self._who(head, signature, (frames.UPLOAD,), row)
-            most = self._limits.message if self.largest is None else max(self._limits.small, self.largest())
-            if head.length > most:
-                raise Refused(f"an update of {head.length} bytes; this server takes {most} at most")
+            self._fits(head.length)
             if len(rest) != PLACE.size:
                 raise DataError("an upload begins with the place where it goes on")
             part = self._received(requests, who, head, PLACE.unpack(rest)[0], context)
             return part.answer or self._taken(who, head, part, row)
+
+    def _fits(self, length: int) -> None:
+        largest = self._limits.message if self.largest is None else self.largest()
+        most = max(self._limits.small, largest)
+        if length > most and not largest:
+            raise Unreachable(
+                "no round is open yet"
+            )  # a server that has just begun does not know what updates are like
+        if length > most:
+            raise Refused(f"an update of {length} bytes; this server takes {most} at most")
 
     def _received(self, requests: Iterator[bytes], who: Identity, head: Head, place: int, context: Any) -> Part:
         """Put an upload together; that of a large one comes when the client is told that it may."""

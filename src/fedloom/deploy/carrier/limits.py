@@ -11,8 +11,8 @@ from typing import Self
 
 from fedloom.errors import UsageError
 
-AHEAD = 1 << 16
-"""A call may send so much that the server has not asked for, in bytes."""
+READ = 1 << 16
+"""What is read of a connection at once, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class Limits:
             ("grpc.max_receive_message_length", max(self.small, self.chunk) + overhead),
             ("grpc.max_send_message_length", self.chunk + overhead),
             ("grpc.http2.bdp_probe", 0),  # it lets a connection hold many megabytes; this is how many it may:
-            ("grpc.http2.lookahead_bytes", AHEAD),
-            ("grpc.experimental.tcp_max_read_buffer_size", AHEAD),  # kept while nothing comes, too
+            ("grpc.http2.lookahead_bytes", self.chunk),
+            ("grpc.experimental.tcp_max_read_buffer_size", READ),  # kept while nothing comes, too
             ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a share of the calls
             ("grpc.keepalive_time_ms", 20_000),
             ("grpc.keepalive_timeout_ms", 10_000),

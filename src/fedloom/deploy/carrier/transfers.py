@@ -83,9 +83,9 @@ class Transfers:
             Unreachable: The call has ended meanwhile; a server that stops ends all of them.
         """
         one = _Transfer(client, context)
-        for older in self._enter(one):
-            older.context.cancel()
         try:
+            for older in self._enter(one):
+                older.context.cancel()
             if context.add_callback(partial(self._leave, one)):
                 while not one.woken.wait(SIGN):
                     told()

@@ -22,6 +22,9 @@ from fedloom.simulation.population import held_count
 MOST = 200
 """The longest text that is shown of what the server says."""
 
+MOST_NUMBER = 1e15
+"""Above any number in it."""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -75,7 +78,9 @@ class Agreement:
         training = all(
             getattr(experiment.recipe.config, key) == value for key, value in self.tables["training"].items()
         )
-        same = same and algorithm and self._is_model(experiment)
+        same = (
+            same and algorithm and self._is_model(experiment) and self.tables["run"]["seed"] == experiment.recipe.seed
+        )
         if not (same and training and codecs == (made.up, made.down) and batchnorm):
             raise UsageError("the server asks for something else than what you agreed to: nothing was trained or sent")
         if made.own_noise and not made.multiplier:
@@ -120,7 +125,9 @@ class Agreement:
     def _evaluated(self) -> tuple[int, bool]:
         """Return after every how many rounds models are evaluated, and whether any round may be the last."""
         said = self.tables["evaluation"]
-        return max(0, int(said["clients_every"])), bool(said["stop_at_target"])
+        if type(said["clients_every"]) is not int or said["clients_every"] < 0:
+            raise ValueError("it does not say after how many rounds models are evaluated")
+        return said["clients_every"], bool(said["stop_at_target"])
 
     def _is_model(self, experiment: Experiment) -> bool:
         """Say whether a model of the zoo is the one of that name; others are known by their file or function alone."""
@@ -247,7 +254,8 @@ def _plain(value: Any) -> Any:
         ValueError: It is a text that would draw on the screen, or no plain value.
     """
     drawn = isinstance(value, str) and (len(value) > MOST or "\n" in value or shown(value) != value)
-    if drawn or not isinstance(value, str | int | float | bool | None):
+    huge = isinstance(value, int | float) and not abs(value) < MOST_NUMBER
+    if drawn or huge or not isinstance(value, str | int | float | bool | None):
         raise ValueError("it says what cannot be shown on one line")
     return value
 

@@ -14,7 +14,7 @@ from fedloom import __version__
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.experiment import Experiment, Samples, told
 from fedloom.deploy.joining.agreement import Agreement
-from fedloom.deploy.joining.memory import Memory, plain
+from fedloom.deploy.joining.memory import Memory
 from fedloom.deploy.joining.sent import note
 from fedloom.deploy.joining.side import Side, explained
 from fedloom.deploy.protocol.facts import NUMBER, OVER, READY, SAMPLES, TRY
@@ -156,7 +156,7 @@ class Client:
         assert self._agreed is not None
         experiment = Experiment.read(welcome).allowed(self._code)
         self._agreed.hold(experiment)
-        memory = Memory(self._folder / plain(welcome.run) / str(welcome.client))
+        memory = Memory.of(self._folder, welcome.run, welcome.client)
         if self._agreed.least:
             self._part = self._taking_part(welcome, self._agreed, memory)
         holdout = self._agreed.holdout
@@ -224,7 +224,7 @@ class Client:
             self._part.ready(task)
         self._doing = f"sending in round {task.round}"
         receipt = self._patiently(lambda: self._channel.upload(answer))
-        self._last = receipt.accepted and task.round == agreed.rounds
+        self._last = receipt.accepted and task.round == agreed.rounds and not agreed.holdout
         self._note(task, answer, receipt, seconds)
 
     def _ready(self) -> tuple[Side, Agreement]:
@@ -241,6 +241,7 @@ class Client:
         self._doing = f"evaluating after round {task.round}"
         answer = side.evaluate(task)
         receipt = self._patiently(lambda: self._channel.upload(answer))
+        self._last = receipt.accepted and task.round == agreed.rounds
         if answer.failure or not receipt.accepted:
             self._say(f"round {task.round}: not evaluated here ({answer.reason or receipt.reason})")
         note(self._folder, task, answer, receipt)

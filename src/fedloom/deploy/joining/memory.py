@@ -22,7 +22,7 @@ from torch import Tensor
 from fedloom import files
 from fedloom.algorithms.base import Kept
 from fedloom.deploy.protocol.messages import Task
-from fedloom.errors import DataError
+from fedloom.errors import DataError, UsageError
 from fedloom.records import ClientUpdate
 
 DELTA, DATA, EXTRA, KEPT, ABOUT = "delta", "data", "extra.", "kept.", "fedloom"
@@ -43,6 +43,20 @@ class Memory:
     """
 
     folder: Path
+
+    @classmethod
+    def of(cls, folder: Path, run: str, number: int) -> Memory:
+        """Return what a client remembers of a run.
+
+        Raises:
+            UsageError: It has answered as another number: what it promises to do once, it would do again.
+        """
+        found = [one.parent.name for one in (folder / plain(run)).glob("*/*")]
+        if other := next((name for name in found if name != str(number)), ""):
+            raise UsageError(
+                f"the server calls this client number {number}, and it was number {other} in this run: nothing more is sent"
+            )
+        return cls(folder / plain(run) / str(number))
 
     def answer(self, task: Task) -> ClientUpdate | None:
         """Return what was made of the very same task before; None where nothing is known of it."""

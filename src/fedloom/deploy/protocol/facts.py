@@ -20,7 +20,7 @@ SHOWN = {
     "algorithm": (),
     "model": ("name",),
     "training": ("epochs", "batch_size", "optimizer", "lr", "momentum", "weight_decay", "schedule"),
-    "run": ("rounds", "batchnorm"),
+    "run": ("rounds", "batchnorm", "seed"),
     "sampling": ("scheme", "per_round"),
     "data": ("holdout",),
     "evaluation": ("clients_every", "stop_at_target"),

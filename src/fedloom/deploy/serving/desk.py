@@ -252,7 +252,7 @@ class Desk:
             return ClientFailure(
                 number_name(number), f"{member.title} was not needed: enough others were faster", "surplus"
             )
-        least = min(self._patience.quorum, len(now.tasks))
+        least = min(self._patience.quorum, len(now.tasks)) if now.trains else 0
         if member.left:
             return ClientFailure(number_name(number), f"{member.title} has left: {member.left}", "dropped")
         if now.answers() < least and any(now.waits_for(n) and not self._roster.member(n).left for n in now.tasks):

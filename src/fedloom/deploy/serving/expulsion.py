@@ -52,17 +52,19 @@ def heard(folder: Path, admission: Admission, leave: Callable[[str, str], None])
     over = threading.Event()
 
     def look() -> None:
-        for path in sorted((folder / ASKED).glob("*.json")):
-            name = str(files.read_json(path).get(NAME))
-            with suppress(UsageError):  # it has left by itself
-                admission.expel(name)
-            leave(name, REASON)
-            path.unlink(missing_ok=True)
+        for path in (folder / ASKED).glob("*.json"):
+            if files.is_temporary(path):
+                continue
+            with suppress(StorageError, DataError, OSError):  # it is asked for until it is done
+                name = str(files.read_json(path).get(NAME))
+                with suppress(UsageError):  # it has left by itself
+                    admission.expel(name)
+                leave(name, REASON)
+                path.unlink(missing_ok=True)
 
     def go() -> None:
         while not over.wait(EVERY):
-            with suppress(StorageError, DataError, OSError):  # it is asked for until it is done
-                look()
+            look()
 
     for name in admission.expelled:
         leave(name, REASON)

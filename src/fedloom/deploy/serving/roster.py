@@ -66,7 +66,7 @@ class Roster:
         self._lock = threading.Lock()
         self._began = time.monotonic()
         self._members: dict[str, Member] = {}
-        self._gone: dict[str, str] = {}
+        self._expelled: dict[str, str] = {}
         self._fixed = False
         if self._path.is_file():
             self._members = {member.key: member for member in _read(self._path)}
@@ -88,6 +88,7 @@ class Roster:
                 f"{who.name} has {'one sample, and none to keep apart' if samples else 'no samples to train on'}"
             )
         with self._lock:
+            self._stays(who)
             known = self._members.get(who.key.hex())
             if known is None:
                 known = self._new(who, samples, wish)
@@ -124,8 +125,16 @@ class Roster:
         with self._lock:
             member.left = reason
             if not self._fixed and self._members.pop(member.key, None) is not None:
-                self._gone[member.key] = reason
                 self._write()
+
+    def expel(self, member: Member, reason: str) -> None:
+        """Take note that a client was sent away: it does not come back, and nothing that is on its way from it counts."""
+        self._expelled[member.key] = reason
+        self.leave(member, reason)
+
+    def _stays(self, who: Identity) -> None:
+        if reason := self._expelled.get(who.key.hex()):
+            raise Refused(f"{who.name} is not in this run any more: {reason}")
 
     def drop(self, seconds: float) -> list[Member]:
         """Free the places of those that were not heard of for so many ``seconds``, before the list is fixed."""
@@ -162,10 +171,10 @@ class Roster:
             Refused: It is none.
         """
         with self._lock:
+            self._stays(who)
             known = self._members.get(who.key.hex())
             if known is None:
-                why = self._gone.get(who.key.hex())
-                raise Refused(f"{who.name} is not registered in this run" + (f" any more: {why}" if why else ""))
+                raise Refused(f"{who.name} is not registered in this run")
             known.seen = time.monotonic()
             return known
 

@@ -249,7 +249,7 @@ class Server:
         with self._changed:
             for member in self._roster.members():
                 if member.name == name:
-                    self._roster.leave(member, reason)
+                    self._roster.expel(member, reason)
                     self._say(f"{member.title} has left: {reason}")
             self._count = UNTOLD  # invitations are new
             self._changed.notify_all()

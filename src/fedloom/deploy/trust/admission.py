@@ -132,6 +132,8 @@ class Admission:
         """
         with self._lock:
             self.check(name)
+            if self._members[name] in self._expelled:
+                return  # invitations are newer
             self._save(self._members, {}, self._expelled | {self._members[name]}, {})
 
     def _save(

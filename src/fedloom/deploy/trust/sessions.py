@@ -85,7 +85,7 @@ class Sessions:
             raise Refused("the challenge is unknown, was used before or is too old: join again")
         bound = [one for one in self._contexts if signed(message.key, one, data[:-SIGNATURE], data[-SIGNATURE:])]
         if not bound:
-            raise Refused("the signature is wrong: whoever calls does not have the key that it shows")
+            raise Refused("the signature is wrong: the caller has another key, or another name for this server")
         name = self._admission.admit(message.key, message.name, message.token)
         session = secrets.token_bytes(SESSION)
         with self._lock:
