@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from fedloom.deploy.interrupts import held
 
 GRACE = 3.0
 """Seconds that all threads together are waited for."""
@@ -24,3 +26,22 @@ def settled() -> Iterator[None]:
         ends = time.monotonic() + GRACE
         for thread in set(threading.enumerate()) - before - {threading.current_thread()}:
             thread.join(max(0.0, ends - time.monotonic()))
+
+
+@contextmanager
+def repeated(act: Callable[[], None], seconds: float, name: str) -> Iterator[None]:
+    """Do something every so many seconds while the block runs, in a thread of that name."""
+    over = threading.Event()
+
+    def go() -> None:
+        while not over.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=go, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        with held():
+            over.set()
+        thread.join()

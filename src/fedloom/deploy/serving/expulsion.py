@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedloom import files
+from fedloom.deploy.settling import repeated
 from fedloom.deploy.trust.admission import Admission
 from fedloom.errors import DataError, StorageError, UsageError
 
@@ -49,7 +49,6 @@ def heard(folder: Path, admission: Admission, leave: Callable[[str, str], None])
         admission: Who may take part.
         leave: Told the client's name, and why it is gone.
     """
-    over = threading.Event()
 
     def look() -> None:
         for path in (folder / ASKED).glob("*.json"):
@@ -62,17 +61,8 @@ def heard(folder: Path, admission: Admission, leave: Callable[[str, str], None])
                 leave(name, REASON)
                 path.unlink(missing_ok=True)
 
-    def go() -> None:
-        while not over.wait(EVERY):
-            look()
-
     for name in admission.expelled:
         leave(name, REASON)
     look()
-    thread = threading.Thread(target=go, name="fedloom-expulsion", daemon=True)
-    thread.start()
-    try:
+    with repeated(look, EVERY, "fedloom-expulsion"):
         yield
-    finally:
-        over.set()
-        thread.join()

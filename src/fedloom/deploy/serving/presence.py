@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 from fedloom import files
 from fedloom.deploy.serving.desk import Desk
 from fedloom.deploy.serving.roster import Roster
+from fedloom.deploy.settling import repeated
 from fedloom.errors import StorageError
 
 FILE = "presence.json"
@@ -49,22 +49,14 @@ def presence(roster: Roster, desk: Desk, away: float) -> dict[str, Any]:
 @contextmanager
 def told(folder: Path, roster: Roster, desk: Desk, away: float) -> Iterator[None]:
     """Write the presence into a run's folder while the block runs, and once more at its end."""
-    over = threading.Event()
 
     def write() -> None:
         with suppress(StorageError):  # nobody's run ends because onlookers see less
             files.write_json(folder / FILE, presence(roster, desk, away))
 
-    def go() -> None:
-        write()
-        while not over.wait(EVERY):
-            write()
-
-    thread = threading.Thread(target=go, name="fedloom-presence", daemon=True)
-    thread.start()
+    write()
     try:
-        yield
+        with repeated(write, EVERY, "fedloom-presence"):
+            yield
     finally:
-        over.set()
-        thread.join()
         write()
