@@ -1,4 +1,4 @@
-"""A disk that is full."""
+"""A disk that is full; and Ctrl-C, which works in the tests wherever they were started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import signal
 from contextlib import contextmanager
 
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell lets what it starts in the background ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
