@@ -36,7 +36,7 @@ INTERRUPTED = 130
     type=float,
     default=600.0,
     show_default=True,
-    help="Seconds that a round waits; 0 for as long as it takes.",
+    help="Seconds that a round waits, and getting ready before the first; 0 for as long as it takes.",
 )
 @click.option(
     "--away", type=float, default=60.0, show_default=True, help="Seconds of silence of a client that is lost."

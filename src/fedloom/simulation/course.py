@@ -56,7 +56,7 @@ class Course:
         opened: Its folder.
         remote: Where clients train, if that is elsewhere; it is closed when the run is over.
         gather: What is seen of their updates there; None for what a simulation sees.
-        judge: Evaluates on what clients keep apart.
+        on_clients: Evaluates on what clients keep apart.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Course:
         opened: Folder,
         remote: Engine | None = None,
         gather: Gather | None = None,
-        judge: evaluation.Judge = evaluation.on_clients,
+        on_clients: evaluation.OnClients = evaluation.on_clients,
     ) -> None:
-        self._remote, self._gather, self._judge = remote, gather, judge
+        self._remote, self._gather, self._on_clients = remote, gather, on_clients
         self._setup, self._config, self._folder = setup, setup.config, opened
         self._records: list[RoundRecord] = []
         self._clients: list[Mapping[str, Any]] = []
@@ -218,7 +218,7 @@ class Course:
         last = record.round == self._config.run.rounds or self._is_enough()
         every = self._config.evaluation.clients_every
         if self._config.data.holdout and (last or (every and record.round % every == 0)):
-            for row in self._judge(self._setup, record.round, state, self._store):
+            for row in self._on_clients(self._setup, record.round, state, self._store):
                 self._clients.append(row)
                 self._folder.event("clients", **row)
 

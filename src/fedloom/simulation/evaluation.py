@@ -18,7 +18,7 @@ from fedloom.rounds import Store
 from fedloom.simulation.setup import Setup
 from fedloom.training.evaluate import evaluate, predict
 
-Judge: TypeAlias = Callable[[Setup, int, State, Store | None], list[dict[str, Any]]]
+OnClients: TypeAlias = Callable[[Setup, int, State, Store | None], list[dict[str, Any]]]
 """Evaluates on the samples that clients keep apart, as :func:`on_clients` does."""
 
 MOST = 1000

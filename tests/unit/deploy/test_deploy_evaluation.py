@@ -20,8 +20,8 @@ from fedloom.deploy.protocol.messages import EVALUATE, TRAIN, Task, Upload, Welc
 from fedloom.deploy.seam import Identity, Unreachable
 from fedloom.deploy.serving.checks import Pattern
 from fedloom.deploy.serving.desk import Desk
+from fedloom.deploy.serving.evaluation import ATTEMPT, Scores
 from fedloom.deploy.serving.host import host, shown
-from fedloom.deploy.serving.judging import ATTEMPT, Scores
 from fedloom.deploy.serving.patience import Patience
 from fedloom.deploy.serving.roster import Roster
 from fedloom.errors import DataError
@@ -318,11 +318,11 @@ def test_a_client_that_did_not_agree_leaves_instead_of_evaluating(world):
 
 def test_where_sums_are_secure_a_client_evaluates_once_per_round(tmp_path):
     memory, task = Memory(tmp_path), Task(EVALUATE, 2, ATTEMPT, vector=torch.zeros(3))
-    assert memory.judge(task)
-    assert memory.judge(task)
-    assert not memory.judge(replace(task, vector=torch.ones(3)))
-    assert not memory.judge(replace(task, round=1))
-    assert memory.judge(replace(task, round=3))
+    assert memory.begin_evaluation(task)
+    assert memory.begin_evaluation(task)
+    assert not memory.begin_evaluation(replace(task, vector=torch.ones(3)))
+    assert not memory.begin_evaluation(replace(task, round=1))
+    assert memory.begin_evaluation(replace(task, round=3))
 
 
 def test_a_client_that_is_late_with_its_training_is_not_asked_and_its_update_is_not_lost(tmp_path):
@@ -331,14 +331,14 @@ def test_a_client_that_is_late_with_its_training_is_not_asked_and_its_update_is_
     fast, slow = (roster.admit(Identity(f"c{n}", bytes([n]) * 32), 10, n) for n in range(2))
     desk.begin(Pattern(1, {}, frozenset(), "samples"), keeps=False, done=0)
     sent = (Broadcast(torch.zeros(1)),)
-    training, judging = Order(1, (0, 1), sent), Order(1, (0, 1), sent, attempt=ATTEMPT)
+    training, evaluating = Order(1, (0, 1), sent), Order(1, (0, 1), sent, attempt=ATTEMPT)
     update = Upload(1, delta=torch.zeros(1), weight=10.0)
     desk.post(training)
     assert desk.task(fast, 0).kind == desk.task(slow, 0).kind == TRAIN
     assert desk.take(fast, update).accepted
     assert [isinstance(desk.result(n), ClientFailure) for n in (0, 1)] == [False, True]
     desk.close(training)
-    desk.post(judging, Scores(0.2, ("right",)))
+    desk.post(evaluating, Scores(0.2, ("right",)))
     assert desk.task(fast, 0).kind == EVALUATE
     assert desk.task(slow, 0) is None
     with pytest.raises(Unreachable):
@@ -346,7 +346,7 @@ def test_a_client_that_is_late_with_its_training_is_not_asked_and_its_update_is_
     assert desk.take(fast, counts := Upload(1, ATTEMPT, EVALUATE, facts={"samples": 2, "right": 1})).accepted
     assert desk.take(fast, counts).again
     assert [isinstance(desk.result(n), ClientFailure) for n in (0, 1)] == [False, True]
-    desk.close(judging)
+    desk.close(evaluating)
     assert not desk.take(slow, counts).accepted  # nobody waits for it, and it may go on
     desk.post(replace(training, round=2))
     assert desk.take(slow, update).accepted

@@ -162,10 +162,8 @@ class Calls:
     def _fits(self, length: int) -> None:
         largest = self._limits.message if self.largest is None else self.largest()
         most = max(self._limits.small, largest)
-        if length > most and not largest:
-            raise Unreachable(
-                "no round is open yet"
-            )  # a server that has just begun does not know what updates are like
+        if length > most and not largest:  # a server that has just begun does not know what updates are like
+            raise Unreachable("no round is open yet")
         if length > most:
             raise Refused(f"an update of {length} bytes; this server takes {most} at most")
 

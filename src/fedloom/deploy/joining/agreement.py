@@ -78,9 +78,8 @@ class Agreement:
         training = all(
             getattr(experiment.recipe.config, key) == value for key, value in self.tables["training"].items()
         )
-        same = (
-            same and algorithm and self._is_model(experiment) and self.tables["run"]["seed"] == experiment.recipe.seed
-        )
+        same = same and self.tables["run"]["seed"] == experiment.recipe.seed
+        same = same and algorithm and self._is_model(experiment)
         if not (same and training and codecs == (made.up, made.down) and batchnorm):
             raise UsageError("the server asks for something else than what you agreed to: nothing was trained or sent")
         if made.own_noise and not made.multiplier:

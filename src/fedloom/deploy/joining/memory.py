@@ -26,7 +26,7 @@ from fedloom.errors import DataError, UsageError
 from fedloom.records import ClientUpdate
 
 DELTA, DATA, EXTRA, KEPT, ABOUT = "delta", "data", "extra.", "kept.", "fedloom"
-BEGUN, JUDGED = "begun.json", "judged.json"
+BEGUN, EVALUATED = "begun.json", "evaluated.json"
 LAST = 2
 """So many turns are kept, and the one whose state counts."""
 
@@ -51,12 +51,13 @@ class Memory:
         Raises:
             UsageError: It has answered as another number: what it promises to do once, it would do again.
         """
-        found = [one.parent.name for one in (folder / plain(run)).glob("*/*")]
+        place = folder / plain(run)
+        found = [one.parent.name for one in place.glob("*/*")]
         if other := next((name for name in found if name != str(number)), ""):
             raise UsageError(
                 f"the server calls this client number {number}, and it was number {other} in this run: nothing more is sent"
             )
-        return cls(folder / plain(run) / str(number))
+        return cls(place / str(number))
 
     def answer(self, task: Task) -> ClientUpdate | None:
         """Return what was made of the very same task before; None where nothing is known of it."""
@@ -119,14 +120,14 @@ class Memory:
         """
         return self._first(BEGUN, task, max((turn[0] for turn in self.turns()), default=0))
 
-    def judge(self, task: Task) -> bool:
+    def begin_evaluation(self, task: Task) -> bool:
         """Write down that models are evaluated after a round; False where it was, for another task, or a later one was.
 
         Raises:
             DataError: The note is damaged.
             StorageError: The disk is full.
         """
-        return self._first(JUDGED, task, 0)
+        return self._first(EVALUATED, task, 0)
 
     def _first(self, name: str, task: Task, last: int) -> bool:
         path, now = self.folder / name, [task.round, digest(task)]

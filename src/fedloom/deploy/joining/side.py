@@ -19,7 +19,7 @@ from fedloom.clients import name as number_name
 from fedloom.data.dataset import Dataset
 from fedloom.deploy.beside import Beside
 from fedloom.deploy.experiment import Experiment
-from fedloom.deploy.joining.judging import judged
+from fedloom.deploy.joining.evaluation import evaluated
 from fedloom.deploy.joining.memory import Memory, Turn, digest
 from fedloom.deploy.protocol.facts import TURN
 from fedloom.deploy.protocol.messages import CHECK, EVALUATE, TRAIN, Task, Upload
@@ -153,13 +153,13 @@ class Side:
         turn = task.round, task.attempt
         try:
             return Upload(*turn, EVALUATE, facts=self._counts(task))
-        except Exception as error:  # as above
+        except Exception as error:  # the server has no other way to know here either
             return Upload(*turn, EVALUATE, failure="dropped", reason=explained(error))
 
     def _counts(self, task: Task) -> dict[str, int]:
-        if self.once and not self.memory.judge(task):
+        if self.once and not self.memory.begin_evaluation(task):
             raise DataError(f"after round {task.round} other models were evaluated before")
-        return judged(self.trained, self.number, self._sent(task), self._placed(self._kept(task)))
+        return evaluated(self.trained, self.number, self._sent(task), self._placed(self._kept(task)))
 
     def _told(self, reason: str, *, known: bool = False) -> str:
         """Return what the server hears of a failure: where own noise hides the data, no words that depend on them."""

@@ -16,7 +16,7 @@ from fedloom.deploy.protocol.messages import EVALUATE, STOP, TRAIN, Receipt, Tas
 from fedloom.deploy.sealing.legs import SECURE
 from fedloom.deploy.seam import Unreachable
 from fedloom.deploy.serving.checks import Form, Pattern
-from fedloom.deploy.serving.orders import aged, judged, keeping, task_of
+from fedloom.deploy.serving.orders import aged, keeping, result_of, task_of
 from fedloom.deploy.serving.patience import BUFFER, AtWork, Open, Patience
 from fedloom.deploy.serving.roster import Member, Roster
 from fedloom.records import ClientFailure
@@ -172,7 +172,7 @@ class Desk:
             now = self._open
             if now is None or not self._counts(now, member.number, key):
                 return self._unwanted(member, key, upload.task)
-        found, reason = judged(now.form, member, upload)  # takes a while: others need not wait
+        found, reason = result_of(now.form, member, upload)  # takes a while: others need not wait
         with self._changed:
             if self._open is not now or not now.waits_for(member.number):
                 return self._unwanted(member, key, upload.task)

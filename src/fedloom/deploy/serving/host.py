@@ -22,7 +22,7 @@ from fedloom.deploy.serving.checks import Pattern
 from fedloom.deploy.serving.conflicts import conflicts
 from fedloom.deploy.serving.desk import Desk
 from fedloom.deploy.serving.engine import Remote
-from fedloom.deploy.serving.judging import Judging
+from fedloom.deploy.serving.evaluation import Evaluation
 from fedloom.deploy.serving.leaning import lean, leant
 from fedloom.deploy.serving.patience import Patience
 from fedloom.deploy.serving.roster import Roster
@@ -143,7 +143,7 @@ def host(
                 files.write_json(path / FACTS, facts | {BEGUN: True, SAMPLES: made.samples.to_json()})
             sums = _sums(setup, opened, made, desk, roster, say)
             engine, gather = (Remote(desk), None) if sums is None else (sums, sums.gather)
-            over = Course(setup, opened, engine, gather, Judging(desk, say)).run(progress)
+            over = Course(setup, opened, engine, gather, Evaluation(desk, say)).run(progress)
             if over.stopped != "interrupted":
                 server.stop("the run is over")
                 server.wait_told(GOODBYE)

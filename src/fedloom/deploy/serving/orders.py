@@ -38,7 +38,7 @@ def task_of(order: Order, i: int, kind: str = TRAIN) -> Task:
     )
 
 
-def judged(form: Form, member: Member, upload: Upload) -> tuple[Result, str]:
+def result_of(form: Form, member: Member, upload: Upload) -> tuple[Result, str]:
     """Return what an upload counts as, and the reason where it is a failure."""
     name = number_name(member.number)
     if upload.failure:

@@ -1,4 +1,4 @@
-"""Judging: a client evaluates models on the samples that it keeps apart; counts are all that leaves it."""
+"""Evaluation: a client evaluates models on the samples that it keeps apart; counts are all that leaves it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedloom.errors import DataError
 from fedloom.training.evaluate import evaluate
 
 
-def judged(side: ClientSide, number: int, sent: Broadcast, kept: Kept | None) -> dict[str, int]:
+def evaluated(side: ClientSide, number: int, sent: Broadcast, kept: Kept | None) -> dict[str, int]:
     """Evaluate the global model, and the client's own one where it has one.
 
     Args:

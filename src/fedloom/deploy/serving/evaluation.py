@@ -1,4 +1,4 @@
-"""Judging: clients evaluate models on the samples that they keep apart; an evaluation is an order like a round's.
+"""Evaluation: clients evaluate models on the samples that they keep apart; an evaluation is an order like a round's.
 
 It comes after all attempts of its round. A server that was killed meanwhile trains the round again and asks anew, so that
 nothing of it is written down.
@@ -64,8 +64,8 @@ class Scores:
         return ClientUpdate(client, torch.zeros(0), counts[SAMPLES], 0, counts)
 
 
-class Judging:
-    """Asks clients to evaluate; :data:`fedloom.simulation.evaluation.Judge`.
+class Evaluation:
+    """Asks clients to evaluate; :data:`fedloom.simulation.evaluation.OnClients`.
 
     Args:
         desk: Where tasks go out, and answers come in.
